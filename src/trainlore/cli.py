@@ -1,0 +1,455 @@
+"""The command line. Every command imports what it needs when it runs, so that looking things up never loads torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trainlore.errors import Bad
+
+app = typer.Typer(
+    name="trainlore",
+    help="Every published way of training a model, as one short, tested, composable file. Start with: trainlore run",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+FIRST = "first_life"
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a value: seed=1, steps.3.keep=0.2 (a step's number or name).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def say(text: Any = "") -> None:
+    """Print with colour where there is a terminal."""
+    from rich import print as show
+
+    show(text)
+
+
+@app.callback()
+def options(
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show the Python traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Options before the command."""
+    if version:
+        from trainlore import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def recipe_path(name: str | None) -> Path:
+    """A recipe file, or a starter recipe by its name."""
+    if name is None:
+        name = FIRST
+    path = Path(name)
+    if path.exists() or path.suffix in (".yaml", ".yml") and path.name not in {p.name for p in starters()}:
+        return path
+    found = {p.stem: p for p in starters()}
+    stem = path.stem
+    if stem not in found:
+        raise Bad(f"no recipe {name!r}; starters are {', '.join(sorted(found))}")
+    return found[stem]
+
+
+def starters() -> list[Path]:
+    """The recipes that come with the package."""
+    return sorted((Path(__file__).parent / "recipes").glob("*.yaml"))
+
+
+# ---- running
+
+
+@app.command()
+def run(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe file or the name of a starter (default: first_life).")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder (default: runs/NAME-TIME).")] = None,
+    sets: Sets = None,
+    force: Annotated[bool, typer.Option(help="Replace the run folder if it exists.")] = False,
+    strict: Annotated[bool, typer.Option(help="Fail when a part of a training did nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Run a recipe: a model's whole life, step by step, with a report at the end.
+
+    Without a recipe this runs [bold]first_life[/bold]: about five minutes on two cores, no network.
+    """
+    import re
+    import time
+
+    from trainlore import recipe as recipes
+
+    made = recipes.read(recipe_path(recipe), sets)
+    slug = re.sub(r"[^a-z0-9]+", "-", made.spec.name.lower()).strip("-")[:40] or "run"
+    folder = out or Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
+    _run(made, folder, quiet, force=force, strict=strict)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")],
+    strict: Annotated[bool, typer.Option(help="Fail when a part of a training did nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Go on with an interrupted run: finished steps are kept, a training goes on from its last checkpoint."""
+    from trainlore import recipe as recipes
+
+    if not (folder / "run.json").exists():
+        raise Bad(f"{folder} is not a run: it has no run.json")
+    _run(recipes.read(folder / "recipe.yaml"), folder, quiet, resume=True, strict=strict)
+
+
+def _run(made: Any, folder: Path, quiet: bool, **how: Any) -> None:
+    from trainlore.progress import bars
+
+    with bars(not quiet and sys.stderr.isatty()) as shown:
+        tell = (lambda text: shown.console.print(text, highlight=False)) if shown else say
+        from trainlore.execute import execute
+        from trainlore.runs import Interrupted
+
+        try:
+            execute(made, folder, bars=shown, tell=tell, **how)
+        except (Interrupted, KeyboardInterrupt):
+            tell(f"[yellow]stopped[/yellow]; go on with: trainlore resume {folder}")
+            raise SystemExit(130) from None
+        except Exception:
+            if (folder / "run.json").exists():
+                tell(f"[red]failed[/red]; what was finished is kept: trainlore resume {folder}")
+            raise
+    _table(folder)
+
+
+def _table(folder: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    record = json.loads((folder / "run.json").read_text())
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for name, side in (("", "right"), ("step", "left"), ("gave", "left"), ("work", "right"), ("seconds", "right"), ("result", "left")):
+        table.add_column(name, justify=side, overflow="fold")  # type: ignore[arg-type]
+    for s in record["steps"]:
+        seconds = f"{s['seconds']:.1f}" + ("*" if s["cached"] else "")
+        table.add_row(str(s["number"]), s["name"], "$" + s["as"], f"{s['work']:.2g}" if s["work"] else "", seconds, brief(s))
+    console = Console()
+    console.print(table)
+    total = sum(s["seconds"] for s in record["steps"] if not s["cached"])
+    console.print(f"\n{total:.0f} s, {record['meter']['work']:.3g} FLOPs" + ("   (* from an earlier run)" if any(s["cached"] for s in record["steps"]) else ""))
+    if dead := sorted({e["part"] for s in record["steps"] for e in s["effects"] if e["dead"]}):
+        console.print(f"[red]dead switches: {', '.join(dead)} did nothing[/red]")
+    console.print(f"report: [bold]{folder / 'report.html'}[/bold]", highlight=False)
+
+
+def brief(step: dict[str, Any]) -> str:
+    """A finished step's result in a few words."""
+    if step["noun"] == "Data":
+        words = f"{step['data']['rows']:,} rows"
+        return words + (f" of {step['rows_in']:,}" if step.get("rows_in") and not step.get("made") else "")
+    if step["noun"] == "Model":
+        words = f"{step['model']['size'] / 1e6:.2f} M weights"
+        return words + (f", loss {step['curve']['loss'][-1]:.3f}" if step.get("curve") and step["kind"] == "Fit" else "")
+    return ", ".join(f"{m['metric']} {m['value']:.4g}" for m in step["report"][:3])
+
+
+@app.command()
+def validate(recipe: Annotated[str, typer.Argument(help="A recipe file or the name of a starter.")], sets: Sets = None) -> None:
+    """Check a recipe without running it: every error at once, with the nearest names. Loads no method."""
+    from trainlore import recipe as recipes
+
+    made = recipes.read(recipe_path(recipe), sets)
+    for step in made.steps:
+        wires = ", ".join(f"${w}" for w in step.wires.values())
+        parts = f"  with {', '.join(p for p, _ in step.parts)}" if step.parts else ""
+        say(f"{step.where:32s} {wires} → ${step.gives}{parts}")
+    say(f"[green]{len(made.steps)} steps, no errors[/green]")
+
+
+@app.command()
+def prepare(
+    recipe: Annotated[str, typer.Argument(help="A recipe file or the name of a starter.")] = FIRST,
+    debug: Annotated[bool, typer.Option(help="Show tokens, masks, packed boundaries, kept and dropped rows with scores.")] = False,
+    rows: Annotated[int, typer.Option(help="How many rows to show of each.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Keep the prepared data here (default: runs/prepared-NAME).")] = None,
+    sets: Sets = None,
+) -> None:
+    """Run only the steps that make data, up to the first training, and show what a model would see."""
+    from trainlore import prepare as preparing
+    from trainlore import recipe as recipes
+
+    made = recipes.read(recipe_path(recipe), sets)
+    preparing.prepare(made, out or Path("runs") / f"prepared-{made.spec.name.replace(' ', '-')[:40]}", debug, rows)
+
+
+@app.command()
+def do(
+    method: Annotated[str, typer.Argument(help="The name of a step: see trainlore ls.")],
+    data: Annotated[str | None, typer.Option(help="A file, folder, world:NAME/PART or hub:ID.")] = None,
+    model: Annotated[str | None, typer.Option(help="A preset, a Hugging Face folder or id.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the result goes: .jsonl .csv .parquet, a folder for a model, .json for a report.")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", help="A field: keep=0.2, target=dev.jsonl (nouns by their source).")] = None,
+    seed: int = 0,
+    force: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Run one step on files: trainlore do dsir --data pool.jsonl --set target=dev.jsonl --set keep=0.1 --out kept.jsonl"""
+    from trainlore import single
+
+    single.do(method, data, model, out, sets or [], seed, force)
+
+
+# ---- looking things up
+
+
+@app.command()
+def ls(
+    family: Annotated[str | None, typer.Option(help="Only this family: data, data/select, train/schedule, ...")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only Curate, Shape, Fit, Measure or Part.")] = None,
+    slot: Annotated[str | None, typer.Option(help="Only parts that act in this slot of the loop.")] = None,
+    verdict: Annotated[str | None, typer.Option(help="Only reproduced, not reproduced here, contradicted or untried.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the methods there are."""
+    from trainlore import cards
+    from trainlore.registry import index, near
+
+    families = {e["card"]["family"] for e in index().values()}
+    if family and not any(f == family or f.startswith(family + "/") for f in families):
+        tops = sorted(families | {f.split("/")[0] for f in families})
+        raise Bad(f"no family {family!r}" + (near(family, tops) or f"; families are {', '.join(sorted(families))}"))
+    if kind and kind.capitalize() not in ("Curate", "Shape", "Fit", "Measure", "Part"):
+        raise Bad(f"no kind {kind!r}; kinds are Curate, Shape, Fit, Measure, Part")
+    if slot:
+        from trainlore.recipe import near as close
+
+        slots = {s for e in index().values() if e["kind"] == "Part" for s in e["slots"]}
+        if slot not in slots:
+            raise Bad(f"no slot {slot!r}" + (close(slot, slots) or f"; slots are {', '.join(sorted(slots))}"))
+    rows = []
+    for name, e in sorted(index().items(), key=lambda i: (i[1]["card"]["family"], i[0])):
+        found = e["card"]["family"], e["kind"], e["slots"] if e["kind"] == "Part" else [], cards.verdict(name)
+        if family and not (found[0] == family or found[0].startswith(family + "/")):
+            continue
+        if kind and found[1] != kind.capitalize() or slot and slot not in found[2] or verdict and found[3] != verdict:
+            continue
+        rows.append({"name": name, "family": found[0], "kind": found[1], "slots": found[2], "verdict": found[3], "summary": e["summary"], "year": e["card"]["year"]})
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    width = max((len(r["name"]) for r in rows), default=0)
+    before = None
+    for r in rows:
+        if r["family"] != before:
+            say(f"\n[bold]{r['family']}[/bold]")
+            before = r["family"]
+        mark = {"reproduced": "[green]+[/green]", "contradicted": "[red]-[/red]", "untried": "[dim]?[/dim]"}.get(r["verdict"], "[yellow]~[/yellow]")
+        say(f"  {mark} {r['name']:<{width}}  [dim]{r['kind']:<7}[/dim] {r['summary']}")
+    say(f"\n{len(rows)} methods   [dim]here: [green]+[/green] reproduced  [yellow]~[/yellow] not reproduced  [red]-[/red] contradicted  ? untried[/dim]")
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="The name of a method.")], as_json: AsJson = False) -> None:
+    """Show a method's card: what it does, its formula, its fields, what was measured here."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from trainlore import cards
+    from trainlore.registry import entry
+
+    if as_json:
+        print(json.dumps({"name": name, **entry(name), "result": cards.results().get(name)}, indent=1))
+    elif sys.stdout.isatty():
+        Console().print(Markdown(cards.page(name) if entry(name) else ""))
+    else:
+        print(cards.page(name) if entry(name) else "")
+
+
+@app.command()
+def search(
+    question: Annotated[str, typer.Argument(help='What you want, in words: "which labels are wrong".')],
+    top: Annotated[int, typer.Option(help="How many answers.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Find methods and papers by what they are for."""
+    from trainlore.search import search as find
+
+    found = find(question, top)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    if not found:
+        raise Bad(f"nothing fits {question!r}; try other words, or trainlore ls")
+    for f in found:
+        mark = "[bold]" + f["name"] + "[/bold]" if f["what"] == "method" else f"[dim]{f['name']} (paper, no method yet)[/dim]"
+        say(f"{f['score']:6.1f}  {mark}  {f['text']}")
+
+
+@app.command()
+def papers(
+    family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
+    missing: Annotated[bool, typer.Option(help="Only those without a method.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the literature: every paper with the methods that implement it, or the reason why there is none."""
+    from trainlore.papers import papers as all_papers
+    from trainlore.registry import index
+
+    rows = [p for p in all_papers(index()) if (not family or p["family"].startswith(family)) and not (missing and p["methods"])]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for p in rows:
+        answer = f"[green]{', '.join(p['methods'])}[/green]" if p["methods"] else f"[dim]{p['reason']}[/dim]"
+        say(f"[bold]{p['id']}[/bold] {p['title']}  [dim]{p['family']}[/dim]\n      {answer}")
+    say(f"\n{len(rows)} papers, {sum(bool(p['methods']) for p in rows)} with a method")
+
+
+@app.command()
+def cp(
+    name: Annotated[str | None, typer.Argument(help="A starter recipe.")] = None,
+    to: Annotated[Path, typer.Argument(help="Where to put it.")] = Path("."),
+    force: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,
+) -> None:
+    """Copy a starter recipe here, to be changed. Without a name, list them."""
+    found = {p.stem: p for p in starters()}
+    if name is None:
+        for stem, path in found.items():
+            first = next((line.partition("name:")[2].strip() for line in path.read_text().splitlines() if line.startswith("name:")), "")
+            say(f"[bold]{stem}[/bold]  {first}")
+        return
+    if name not in found:
+        from trainlore.registry import near
+
+        raise Bad(f"no starter recipe {name!r}" + (near(name, found) or f"; there are {', '.join(found)}"))
+    target = to / f"{name}.yaml" if to.is_dir() else to
+    if target.exists() and not force:
+        raise Bad(f"{target} exists: say --force to replace it")
+    target.write_text(found[name].read_text())
+    say(f"{target}; run it with: trainlore run {target}")
+
+
+# ---- looking back
+
+
+@app.command()
+def trail(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    row: Annotated[int | None, typer.Option(help="The id of a row.")] = None,
+    of: Annotated[str | None, typer.Option(help="The noun whose row it is (default: the first data of the recipe).")] = None,
+    model: Annotated[str | None, typer.Option(help="The name of a model of the run; '' for the last one.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the story of a row (--row 123) or of a model (--model NAME) through a run."""
+    from trainlore import trail as trails
+
+    if (row is None) == (model is None):
+        raise Bad("say --row ID or --model NAME")
+    if row is not None:
+        lines = trails.row(folder, row, of.lstrip("$") if of else None)
+        if as_json:
+            print(json.dumps(lines, indent=1))
+            return
+        for line in lines:
+            scores = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in line["scores"].items())
+            say(f"{line['step']:2d} {line['method']:<22} row {line['row']:<8} [bold]{line['what']}[/bold]  {scores}")
+            say(f"     [dim]{line['text'][:110]!r}[/dim]")
+        return
+    steps = trails.model(folder, model.lstrip("$") if model else None)
+    if as_json:
+        print(json.dumps(steps, indent=1))
+        return
+    for s in steps:
+        data = f"  data ${s['wires']['data']}" if "data" in s["wires"] else ""
+        say(f"{s['number']:2d} [bold]{s['name']}[/bold] → ${s['as']}{data}  {s['work']:.3g} FLOPs, {s['seconds']:.1f} s, {brief(s)}")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write the report of a run anew and say where it is."""
+    from trainlore import page
+    from trainlore.trail import opened
+
+    opened(folder)
+    say(f"{page.write(folder)}")
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A run folder or a Hugging Face folder.")],
+    to: Annotated[Path, typer.Option(help="The folder to write.")],
+    model: Annotated[str | None, typer.Option(help="The name of a model of the run (default: the last one).")] = None,
+    force: Annotated[bool, typer.Option(help="Replace the folder if it exists.")] = False,
+) -> None:
+    """Write a model of a run as a Hugging Face directory, and check that what loads back gives the same outputs."""
+    from trainlore import single
+
+    distance = single.export(source, to, model, force)
+    say(f"{to}  [dim](reloaded: relative distance of the logits {distance:.1e})[/dim]")
+
+
+@app.command()
+def env(as_json: AsJson = False) -> None:
+    """Say what numbers made here depend on: versions, device, cores, precision."""
+    from trainlore.execute import environment
+    from trainlore.loop import choose_device, use_bf16
+    from trainlore.store import home
+
+    device = choose_device("auto")
+    found = {**environment(), "uses": str(device), "bf16": use_bf16("auto", device), "cache": str(home())}
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    for key, value in found.items():
+        say(f"{key:14s} {value}")
+
+
+@app.command()
+def check(name: Annotated[str, typer.Argument(help="The name of a method, ours or of an installed package.")]) -> None:
+    """Try every law on a method: the contract that all of ours keep."""
+    from trainlore.checks import check as try_laws
+    from trainlore.checks import laws
+
+    broken = try_laws(name)
+    for line in broken:
+        say(f"[red]broken[/red] {line}")
+    if broken:
+        raise SystemExit(1)
+    say(f"[green]{name} keeps all {len(laws(name))} laws[/green]")
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one line and exit 2, never a traceback."""
+    full = "--traceback" in sys.argv
+    try:
+        app(standalone_mode=False)
+    except Bad as error:
+        if full:
+            raise
+        _complain(str(error))
+        raise SystemExit(2) from None
+    except typer.Exit as done:
+        raise SystemExit(done.exit_code) from None
+    except typer.Abort:
+        raise SystemExit(130) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        raise SystemExit(0) from None
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a mistake in the command itself
+            _complain(error.format_message())
+            raise SystemExit(getattr(error, "exit_code", 2)) from None
+        if full:
+            raise
+        _complain(f"{type(error).__name__}: {error}\n(this looks like a fault of ours or of a method; --traceback shows where)")
+        raise SystemExit(1) from None
+
+
+def _complain(text: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), text))

@@ -1,0 +1,5 @@
+"""Mistakes a user can mend: shown as one line, never as a traceback."""
+
+
+class Bad(ValueError):
+    """Something the user gave is wrong; the message names what, where and the way out."""

@@ -1,0 +1,394 @@
+"""Running a planned recipe: nouns by name, finished steps from the store, and a folder that tells what happened."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainlore import store as stores
+from trainlore.errors import Bad
+from trainlore.nouns import Data, Model, Report
+from trainlore.recipe import TRAIN as TRAIN_TYPES
+from trainlore.recipe import Recipe, Step, convert, refs
+from trainlore.registry import entry, load
+from trainlore.runs import Interrupted, Run
+from trainlore.verbs import hints
+
+ENGINE = 1  # part of every step's key: raised when the engine itself would give other numbers
+
+
+def execute(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    force: bool = False,
+    strict: bool = False,
+    bars: Any = None,
+    resume: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Run every step; give the nouns by name. With `out`, keep everything in that folder and reuse finished steps."""
+    folder = _folder(recipe, out, force, resume) if out is not None else None
+    run = Run(recipe.spec.seed, folder, bars)
+    book = _Book(recipe, run, folder)
+    store = stores.Store(folder.parent / ".store") if folder is not None else None
+    nouns: dict[str, _Noun] = {name: _given(name, source, recipe.spec.seed) for name, source in recipe.spec.given.items()}
+    try:
+        with _interruptible(run), run.meter.running():
+            for number, step in enumerate(recipe.steps, 1):
+                nouns[step.gives] = _one(run, book, store, number, step, nouns, strict, tell)
+                for name in step.last - {step.gives}:
+                    nouns[name].forget()
+                if run.interrupted and number < len(recipe.steps):
+                    raise Interrupted
+    except Interrupted:
+        book.close("interrupted")
+        raise
+    except BaseException as error:
+        book.close("failed", f"{type(error).__name__}: {error}")
+        raise
+    book.close("finished")
+    if folder is not None:
+        from trainlore import page
+
+        page.write(folder)
+    return {name: noun.get() for name, noun in nouns.items() if not noun.gone}
+
+
+class _Noun:
+    """A noun by the key of what made it, fetched when somebody wants it."""
+
+    def __init__(self, key: str, fetch: Callable[[], Any]) -> None:
+        self.key, self.fetch, self.value, self.gone = key, fetch, None, False
+
+    def get(self) -> Any:
+        if self.value is None:
+            self.value = self.fetch()
+        return self.value
+
+    def forget(self) -> None:
+        self.value, self.gone = None, True
+
+
+def _given(name: str, source: Any, seed: int) -> _Noun:
+    """A noun from outside. Data is known by its content, a preset by its name, a folder by its weights."""
+    from trainlore.sources import PRESETS, noun_of
+
+    noun = noun_of(source)
+    options = dict(source) if isinstance(source, dict) else {}
+    what = options.pop(noun.lower(), source)
+    if noun == "Data":
+        rows, sample = options.pop("rows", None), options.pop("sample", None)
+        data = Data.of(what, **options)
+        if rows is not None:
+            data = data.take(range(min(int(rows), len(data))))
+        if sample is not None:
+            data = data.take(np.sort(Run(seed).numpy("given", name).permutation(len(data))[: int(sample)]))
+        made = _Noun(stores.hash_of("data", data.fingerprint), lambda: data)
+        made.value = data
+        return made
+    text = str(what).removeprefix("preset:")
+    if text in PRESETS:
+        from trainlore.nouns.hugging import preset
+
+        options.setdefault("seed", seed)
+        return _Noun(stores.hash_of("preset", text, options), lambda: preset(text, **options))
+    model = Model.of(what, **options)
+    return _Noun(stores.hash_of("model", model.fingerprint), lambda: model)
+
+
+def _one(
+    run: Run, book: _Book, store: stores.Store | None, number: int, step: Step, nouns: dict[str, _Noun], strict: bool, tell: Callable[[str], None]
+) -> _Noun:
+    """One step: from the store if it was finished before, else run, measured and kept."""
+    label = f"{number:02d}-{step.gives}"
+    run.label, run._fits, run.effects, run.parity = label, 0, [], []
+
+    made_from = {n: nouns[n].key for n in sorted(refs(step.fields) | refs([f for _, f in step.parts]) | set(step.wires.values()))}
+    sources = [entry(m)["source"] for m in (step.name, *(p for p, _ in step.parts)) if m not in ("train", "save")]
+    key = stores.hash_of(ENGINE, step.name, sources, step.fields, step.wires, step.parts, made_from, run.seed)
+    title = "train" if step.name == "train" else step.name
+    if store is not None and step.name != "save" and store.has(key):
+        record = {**store.record(key)["record"], "cached": True}
+        book.add(number, step, key, record)
+        run.meter.forward += record["forward"]
+        run.meter.backward += record["backward"]
+        tell(f"{number:2d}/{len(book.recipe.steps)} {title} → ${step.gives}  [from the store]")
+        return _Noun(key, lambda: store.get(key))
+    tell(f"{number:2d}/{len(book.recipe.steps)} {title} → ${step.gives}")
+    book.begin(number, step, key)
+    before, start = run.meter.state(), time.perf_counter()
+    result = _run(run, step, nouns)
+    after = run.meter.state()
+    record = {k: after[k] - before[k] for k in ("forward", "backward", "tokens", "rows", "work")}
+    record |= {"seconds": time.perf_counter() - start, "peak": after["peak"], "effects": run.effects, "parity": run.parity, "cached": False}
+    if dead := [e["part"] for e in run.effects if e["dead"]]:
+        message = f"{step.where}: {', '.join(dead)} did nothing in any step that was looked at: a dead switch"
+        tell(f"   [red]{message}[/red]")
+        if strict:
+            raise Bad(message + "; set it to its null, mend its fields, or run without --strict")
+    record |= describe(result)
+    if isinstance(result, Report) and book.folder is not None:
+        _outcomes(result, book.folder / "outcomes" / f"{label}.parquet")
+    kept = store is not None and step.name != "save" and store.put(key, result, {"record": record})
+    book.add(number, step, key, record)
+    if book.folder is not None and kept:
+        shutil.rmtree(book.folder / "checkpoints", ignore_errors=True)
+    made = _Noun(key, lambda: result)
+    made.value = result
+    return made
+
+
+def _run(run: Run, step: Step, nouns: dict[str, _Noun]) -> Any:
+    def noun(name: str, moved: bool) -> Any:
+        value = nouns[name].get()
+        return value if moved or not isinstance(value, Model) else value.copy()
+
+    main = {wire: noun(name, name in step.last and wire == "model") for wire, name in step.wires.items()}
+    everything = {name: n for name, n in nouns.items()}
+    if step.name == "save":
+        if run.folder is None:
+            raise Bad("save needs a run folder: say --out")
+        to = run.folder / str(step.fields.get("to", "model"))
+        if run.folder.resolve() not in to.resolve().parents:
+            raise Bad(f"save writes below the run folder only, not to {to}")
+        main["model"].save(to, card=model_card(main["model"], run))
+        return main["model"]
+    if step.name == "train":
+        parts = [build(name, fields, everything) for name, fields in step.parts]
+        fields = {k: convert(v, TRAIN_TYPES[k]) for k, v in step.fields.items()}
+        before = run.meter.work
+        start = time.perf_counter()
+        model = run.fit(main["model"], main["data"], *parts, **fields)
+        model.trail = (*model.trail, {"method": "train", "step": run.label, "seconds": time.perf_counter() - start, "work": run.meter.work - before})
+        return model
+    return run.step(build(step.name, step.fields, everything), *main.values())
+
+
+def build(name: str, fields: dict[str, Any], nouns: dict[str, Any]) -> Any:
+    """The method with its fields converted to their annotated types, `$names` to nouns and nested methods built."""
+    cls, types = load(name), entry(name)["fields"]
+    hinted = hints(cls)
+
+    def resolve(value: Any, type_: str) -> Any:
+        if isinstance(value, str) and value.startswith("$"):
+            noun = nouns[value[1:]]
+            return noun.get() if isinstance(noun, _Noun) else noun
+        if re.search(r"\b(Part|Measure|Curate|Shape|Fit)\b", type_) and value is not None:
+            many = value if isinstance(value, list) else [value]
+            made = tuple(build(*_named(one), nouns) for one in many)
+            return made if "tuple" in type_ else made[0]
+        if re.search(r"\b(Data|Model|Report)\b", type_) and isinstance(value, list):
+            return tuple(resolve(v, type_) for v in value)
+        return convert(value, type_) if not re.search(r"\b(Data|Model|Report)\b", type_) else value
+
+    assert set(fields) <= set(hinted), (fields, hinted)
+    return cls(**{k: resolve(v, types[k]["type"]) for k, v in fields.items()})
+
+
+def _named(one: Any) -> tuple[str, dict[str, Any]]:
+    if isinstance(one, str):
+        return one, {}
+    ((name, fields),) = one.items()
+    return name, fields or {}
+
+
+# ---- telling what happened
+
+
+def describe(noun: Any) -> dict[str, Any]:
+    """What the run's record says of a noun: composition of data, curve of a model, summary of a report."""
+    if isinstance(noun, Data):
+        last = noun.trail[-1] if noun.trail else {}
+        return {"noun": "Data", "data": composition(noun), **{k: last[k] for k in ("rows_in", "rows_out", "columns", "made") if k in last}}
+    if isinstance(noun, Model):
+        curve = noun.about.get("curve")
+        thin = max(1, len(curve["t"]) // 400) if curve else 1
+        shown = {k: v[::thin] for k, v in curve.items()} if curve else None
+        return {"noun": "Model", "model": {"class": type(noun.net).__name__, "size": noun.size, "kind": noun.kind}, "curve": shown}
+    return {"noun": "Report", "report": noun.summary()}
+
+
+def composition(data: Data) -> dict[str, Any]:
+    """Rows and characters of each domain, and how long the rows are (characters of text, or tokens)."""
+    import pyarrow.compute as pc
+
+    found: dict[str, Any] = {"rows": len(data), "columns": data.columns}
+    if not len(data):
+        return found
+    lengths = None
+    if "text" in data.columns:
+        lengths = pc.utf8_length(data["text"]).to_numpy(zero_copy_only=False).astype(float)
+        found["unit"] = "characters"
+    elif "input_ids" in data.columns:
+        lengths = np.diff(data.lists("input_ids")[1]).astype(float)
+        found["unit"] = "tokens"
+    if lengths is not None:
+        top = max(1.0, float(np.quantile(lengths, 0.99)))
+        counts, edges = np.histogram(np.minimum(lengths, top), bins=30, range=(0, top))
+        found |= {"total": float(lengths.sum()), "lengths": {"counts": counts.tolist(), "edges": edges.tolist()}}
+        found["median"] = float(np.median(lengths))
+    if "domain" in data.columns:
+        names, where = np.unique(np.asarray(data["domain"]).astype(str), return_inverse=True)
+        weight = lengths if lengths is not None else np.ones(len(data))
+        sizes = np.bincount(where, weights=weight)
+        rows = np.bincount(where)
+        found["domains"] = {str(n): {"rows": int(r), "size": float(s)} for n, r, s in zip(names, rows, sizes, strict=True)}
+    return found
+
+
+def _outcomes(report: Report, path: Path) -> None:
+    """Per-row outcomes of every metric, as one tidy Parquet table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tables = []
+    for m in report.measured:
+        n = len(m.values)
+        rows = m.rows if m.rows is not None and len(m.rows) == n else np.arange(n)
+        columns = {"metric": [m.metric] * n, "row": np.asarray(rows, np.int64), "value": m.values}
+        tables.append(pa.table(columns | {str(g): list(map(str, v)) for g, v in m.groups.items() if len(v) == n}))
+    pq.write_table(pa.concat_tables(tables, promote_options="default"), path)
+
+
+def model_card(model: Model, run: Run) -> str:
+    """The README.md of a saved model: what made it, step by step, and the recipe itself."""
+    recipe = (run.folder / "recipe.yaml").read_text() if run.folder is not None and (run.folder / "recipe.yaml").exists() else ""
+    steps = "\n".join(f"| {e['method']} | {e.get('step', '')} | {e.get('work', 0):.3g} | {e.get('seconds', 0):.1f} |" for e in model.trail)
+    return (
+        "---\nlibrary_name: transformers\ntags: [trainlore]\n---\n\n# A model made by a Trainlore recipe\n\n"
+        f"| method | step | work (FLOPs) | seconds |\n|---|---|---|---|\n{steps}\n\n## Recipe\n\n```yaml\n{recipe}```\n"
+    )
+
+
+class _Book:
+    """run.json: the state of the run, written whole after every step."""
+
+    def __init__(self, recipe: Recipe, run: Run, folder: Path | None) -> None:
+        self.recipe, self.run, self.folder = recipe, run, folder
+        self.record: dict[str, Any] = {
+            "name": recipe.spec.name,
+            "seed": recipe.spec.seed,
+            "started": time.time(),
+            "state": "running",
+            "recipe_hash": stores.hash_of(recipe.text),
+            "environment": environment() if folder is not None else {},
+            "total": len(recipe.steps),
+            "steps": [],
+        }
+        self.write()
+
+    def begin(self, number: int, step: Step, key: str) -> None:
+        self.record["current"] = {"number": number, "name": step.name, "as": step.gives, "key": key}
+        self.write()
+
+    def add(self, number: int, step: Step, key: str, record: dict[str, Any]) -> None:
+        self.record.pop("current", None)
+        wires = {"fields": step.fields, "wires": step.wires, "with": [{n: f} for n, f in step.parts]}
+        self.record["steps"].append({"number": number, "name": step.name, "kind": step.kind, "as": step.gives, "key": key, **wires, **record})
+        self.write()
+
+    def close(self, state: str, error: str = "") -> None:
+        self.record |= {"state": state, "ended": time.time(), "meter": self.run.meter.state(), "error": error}
+        self.write()
+        if self.folder is not None:
+            brief = {"steps": len(self.record["steps"]), "work": self.run.meter.work}
+            stores.enter(self.folder.parent, self.folder, self.record["name"], state, brief)
+
+    def write(self) -> None:
+        if self.folder is not None:
+            stores.write(self.folder / "run.json", json.dumps(self.record, indent=1, default=_jsonable))
+
+
+def _jsonable(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers of a run depend on beside the recipe."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from trainlore import __version__
+    from trainlore.claims import commit
+
+    packages = {}
+    for name in ("torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "scipy", "scikit-learn", "peft"):
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "trainlore": __version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        **packages,
+    }
+
+
+def _folder(recipe: Recipe, out: str | Path, force: bool, resume: bool) -> Path:
+    """The run's folder, made new; refused if it is there, unless forced or gone on with."""
+    folder = Path(out)
+    there = (folder / "run.json").exists() or folder.is_file() or folder.is_dir() and any(folder.iterdir())
+    if resume:
+        if not (folder / "run.json").exists():
+            raise Bad(f"{folder} is not a run: it has no run.json")
+        old = json.loads((folder / "run.json").read_text())
+        if old["recipe_hash"] != stores.hash_of(recipe.text):
+            raise Bad(
+                f"the recipe in {folder} is not the one this run began with: put it back, or start anew with "
+                f"`trainlore run {folder / 'recipe.yaml'} --out OTHER` (finished steps that did not change are reused)"
+            )
+        return folder
+    if there:
+        if not force:
+            raise Bad(f"{folder} exists: choose another --out, `trainlore resume {folder}`, or --force to replace it")
+        if not (folder / "run.json").exists() and folder.exists():
+            raise Bad(f"{folder} is not a run folder, so --force does not remove it: choose another --out")
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise Bad(f"cannot make {folder}: {error.strerror}") from None
+    stores.write(folder / "recipe.yaml", recipe.text)
+    return folder
+
+
+@contextlib.contextmanager
+def _interruptible(run: Run) -> Iterator[None]:
+    """The first Ctrl-C asks the run to stop at the next safe place; the second does not ask."""
+
+    def ask(number: int, frame: Any) -> None:
+        if run.interrupted:
+            signal.default_int_handler(number, frame)
+        run.interrupted = True
+        sys.stderr.write("\nstopping at the next safe place (again to stop at once)\n")
+
+    try:
+        old = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not the main thread: then nobody presses Ctrl-C here
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+

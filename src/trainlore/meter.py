@@ -1,0 +1,134 @@
+"""The meter: every forward and backward of every network is paid for, whoever runs it."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_RUNNING: list[Meter] = []  # the innermost is the one that pays
+_DEPTH = [0]  # a network inside another network is paid for by the outer one
+
+
+@dataclass
+class Meter:
+    """Counted work. FLOPs are a forward's matrix products and attention by shape; a backward costs as much again for
+    the activations and, for the trained share of the weights, once more."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+    tokens: int = 0  # through any network, forward
+    rows: int = 0
+    seconds: float = 0.0
+    peak: int = 0  # bytes: resident memory of the process, or allocated on the accelerator
+
+    @property
+    def work(self) -> float:
+        """FLOPs in all."""
+        return self.forward + self.backward
+
+    @contextmanager
+    def running(self) -> Iterator[Meter]:
+        """Whatever network runs inside pays here."""
+        _RUNNING.append(self)
+        start = time.perf_counter()
+        try:
+            yield self
+        finally:
+            self.seconds += time.perf_counter() - start
+            self.peak = max(self.peak, peak_memory())
+            _RUNNING.pop()
+
+    def add(self, other: Meter) -> None:
+        """Pay another meter's bill here too."""
+        self.forward += other.forward
+        self.backward += other.backward
+        self.tokens += other.tokens
+        self.rows += other.rows
+        self.peak = max(self.peak, other.peak)
+
+    def state(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        return {**asdict(self), "work": self.work}
+
+    @staticmethod
+    def of(state: dict[str, Any]) -> Meter:
+        """The meter that gave this state."""
+        return Meter(**{k: v for k, v in state.items() if k != "work"})
+
+
+def peak_memory() -> int:
+    """Largest memory so far in bytes: of the accelerator where there is one, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def watch(net: nn.Module) -> None:
+    """Count this network's passes from now on; called again after its structure changed."""
+    if not hasattr(net, "_flops"):
+        net.register_forward_pre_hook(_before, with_kwargs=True)
+        net.register_forward_hook(_after, with_kwargs=True, always_call=True)
+    object.__setattr__(net, "_flops", {})
+    weights = list(net.parameters())
+    total = sum(p.numel() for p in weights)
+    object.__setattr__(net, "_trained", sum(p.numel() for p in weights if p.requires_grad) / total if total else 0.0)
+
+
+def _main_input(args: tuple, kwargs: dict) -> Tensor | None:
+    for value in (*args, *(kwargs.get(k) for k in ("input_ids", "pixel_values", "inputs_embeds", "features"))):
+        if isinstance(value, Tensor):
+            return value
+    return None
+
+
+def _before(net: Any, args: tuple, kwargs: dict) -> None:
+    _DEPTH[0] += 1
+    if _DEPTH[0] > 1 or not _RUNNING or torch.compiler.is_compiling():
+        return
+    x = _main_input(args, kwargs)
+    if x is not None and tuple(x.shape[1:]) not in net._flops:
+        object.__setattr__(net, "_counting", _counter())
+        net._counting.__enter__()
+
+
+def _after(net: Any, args: tuple, kwargs: dict, out: Any) -> None:
+    _DEPTH[0] -= 1
+    counting = net.__dict__.pop("_counting", None)
+    if counting is not None:
+        counting.__exit__(None, None, None)
+    if _DEPTH[0] or not _RUNNING or (x := _main_input(args, kwargs)) is None:
+        return
+    if counting is not None:
+        net._flops[tuple(x.shape[1:])] = counting.get_total_flops() / max(1, len(x))  # cost is linear in the rows
+    work = net._flops.get(tuple(x.shape[1:]), 0.0) * len(x)
+    meter = _RUNNING[-1]
+    meter.forward += work
+    meter.rows += len(x)
+    meter.tokens += x.numel() if not x.is_floating_point() else len(x)
+    result = next((v for v in (out, getattr(out, "logits", None), getattr(out, "last_hidden_state", None)) if isinstance(v, Tensor)), None)
+    if result is not None and result.requires_grad and torch.is_grad_enabled():
+        share = net._trained
+
+        def paid(grad: Tensor) -> None:
+            meter.backward += work * (1 + share)
+
+        result.register_hook(paid)
+
+
+def _counter() -> Any:
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def attention(q: Any, k: Any, v: Any, *rest: Any, out_shape: Any = None, **more: Any) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    aten = torch.ops.aten
+    return FlopCounterMode(display=False, custom_mapping={aten._scaled_dot_product_flash_attention_for_cpu: attention})

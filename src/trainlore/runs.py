@@ -1,0 +1,265 @@
+"""What a method may ask of the world: random numbers, passes through a model, more training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainlore.errors import Bad
+from trainlore.meter import Meter
+from trainlore.nouns import Batch, Data, Model, Report
+
+if TYPE_CHECKING:
+    from trainlore.store import Checkpoints
+
+EVERY = 20.0  # seconds between checkpoints
+
+
+class Interrupted(KeyboardInterrupt):
+    """Stopped by the user between two steps, with everything saved."""
+
+
+@dataclass(eq=False)
+class Run:
+    """One seed, one meter, and a folder to keep things in if there is one."""
+
+    seed: int = 0
+    folder: Path | None = None
+    bars: Any = None  # a rich Progress, or nothing to show
+    meter: Meter = field(default_factory=Meter)
+    effects: list[dict[str, Any]] = field(default_factory=list)  # what each part did, a row a part and fit
+    parity: list[dict[str, Any]] = field(default_factory=list)  # what each change of form did to the outputs
+    interrupted: bool = False
+    label: str = ""  # the step that runs
+    _fits: int = 0
+
+    # ---- randomness, by name
+
+    def _seed(self, *key: Any) -> int:
+        digest = hashlib.blake2b(repr((self.seed, *key)).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 1
+
+    def rng(self, *key: Any) -> torch.Generator:
+        """A torch stream named by its key: the same key gives the same numbers, whoever else draws."""
+        return torch.Generator().manual_seed(self._seed(*key))
+
+    def numpy(self, *key: Any) -> np.random.Generator:
+        """A numpy stream named by its key."""
+        return np.random.default_rng(self._seed(*key))
+
+    @contextmanager
+    def global_rng(self, *key: Any) -> Iterator[None]:
+        """Dropout and initializers draw from the global streams: name those too, and put them back."""
+        state = np.random.get_state()
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=devices):
+            seed = self._seed(*key)
+            torch.default_generator.manual_seed(seed)
+            for device in devices:
+                torch.cuda.default_generators[device].manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            try:
+                yield
+            finally:
+                np.random.set_state(state)
+
+    # ---- passes through a model
+
+    @torch.no_grad()
+    def infer(self, model: Model, data: Data, what: Any, size: int = 64, truncate: bool = True) -> Any:
+        """One pass over all rows. `what(batch, out)` gives one value (B,...) a row; a list of such gives a list.
+
+        Rows of like length go together, and the answer is in the order of the rows: a tensor (N,...) on the CPU.
+        """
+        from trainlore.loop import prepared, to
+
+        data = prepared(model, data, truncate)
+        several = isinstance(what, list | tuple)
+        asked = list(what) if several else [what]
+        order = _by_length(data)
+        found: list[list[Tensor]] = [[] for _ in asked]
+        was, device = model.net.training, model.device
+        model.net.eval()
+        try:
+            with self.meter.running(), self.bar(len(data), "infer") as bar:
+                for at in range(0, len(order), size):
+                    batch = to(data.batch(order[at : at + size], model), device)
+                    out = model(batch)
+                    for mine, function in zip(found, asked, strict=True):
+                        mine.append(function(batch, out).detach().cpu())
+                    bar(len(batch["row"]))
+                    if self.interrupted:
+                        raise Interrupted
+        finally:
+            model.net.train(was)
+        back = torch.from_numpy(np.argsort(order, kind="stable"))
+        values = [torch.cat(mine)[back] for mine in found]
+        return values if several else values[0]
+
+    @torch.no_grad()
+    def embed(self, model: Model, data: Data, size: int = 64) -> Tensor:
+        """Mean of the last hidden states over real tokens (N,D); of a plain net, what its last layer reads."""
+        from trainlore.loop import prepared, to
+
+        data, device = prepared(model, data, True), model.device
+        order, found, was = _by_length(data), [], model.net.training
+        model.net.eval()
+        try:
+            with self.meter.running():
+                for at in range(0, len(order), size):
+                    found.append(_hidden(model, to(data.batch(order[at : at + size], model), device)).cpu())
+        finally:
+            model.net.train(was)
+        return torch.cat(found)[torch.from_numpy(np.argsort(order, kind="stable"))]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        model: Model,
+        prompts: Sequence[str],
+        new: int = 32,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        key: tuple[Any, ...] = (),
+        size: int = 64,
+    ) -> list[str]:
+        """A completion of at most `new` tokens for each prompt; temperature 0 is greedy. Named by `key`, metered."""
+        tok = model.tokenizer
+        if tok is None:
+            raise Bad(f"{model!r} has no tokenizer to write with")
+        if model.kind not in ("causal", "seq2seq"):
+            raise Bad(f"a model of kind {model.kind} does not write text")
+        side, tok.padding_side = tok.padding_side, "left" if model.kind == "causal" else "right"
+        how: dict[str, Any] = {"max_new_tokens": new, "do_sample": temperature > 0, "pad_token_id": tok.pad_token_id}
+        if temperature > 0:
+            how |= {"temperature": temperature, "top_k": top_k or 0}
+        room = (model.window or 1 << 30) - new
+        texts: list[str] = []
+        was = model.net.training
+        model.net.eval()
+        try:
+            with self.meter.running(), self.global_rng("generate", *key):
+                for at in range(0, len(prompts), size):
+                    asked = tok(list(prompts[at : at + size]), return_tensors="pt", padding=True, add_special_tokens=False)
+                    asked = {k: v[:, -room:].to(model.device) for k, v in asked.items() if k in ("input_ids", "attention_mask")}
+                    out = model.net.generate(**asked, **how)  # type: ignore[operator]
+                    start = asked["input_ids"].shape[1] if model.kind == "causal" else 0
+                    texts += tok.batch_decode(out[:, start:], skip_special_tokens=True)
+        finally:
+            tok.padding_side = side
+            model.net.train(was)
+        return texts
+
+    # ---- more of the engine
+
+    def fit(self, model: Model, data: Data, *parts: Any, **how: Any) -> Model:
+        """Train the model in place; see `trainlore.loop.fit` for budgets and options."""
+        from trainlore.loop import fit
+
+        return fit(self, model, data, *parts, **how)
+
+    def step(self, method: Any, *nouns: Any) -> Any:
+        """Run a method as a step: its nouns checked, its trail written, its bill on the meter, its form gated."""
+        from trainlore.steps import run_step
+
+        return run_step(self, method, *nouns)
+
+    # ---- telling
+
+    def log(self, record: dict[str, Any], often: bool = True) -> None:
+        """Append a record to the run's metrics.jsonl."""
+        if self.folder is not None and often:
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": self.label, **record}) + "\n")
+
+    @contextmanager
+    def bar(self, total: float | None, what: str) -> Iterator[Callable[..., None]]:
+        """A progress bar; the function it gives advances it."""
+        if self.bars is None:
+            yield lambda n, **info: None
+            return
+        task, last = self.bars.add_task(f"  {what}", total=total, info=""), [0.0]
+        waiting = [0.0]
+
+        def advance(n: float, **info: Any) -> None:
+            waiting[0] += n
+            now = time.monotonic()
+            if now - last[0] > 0.1:  # drawing costs more than a small step
+                last[0] = now
+                self.bars.update(task, advance=waiting[0], info=" ".join(f"{k} {v:.3f}" for k, v in info.items()))
+                waiting[0] = 0.0
+
+        try:
+            yield advance
+        finally:
+            self.bars.remove_task(task)
+
+    def checkpoints(self, folder: Path | None) -> Checkpoints:
+        """Where this fit keeps its checkpoints: the folder given, or one of the run's, named by its place in the step."""
+        from trainlore.store import Checkpoints
+
+        self._fits += 1
+        if folder is None and self.folder is not None and self.label:
+            folder = self.folder / "checkpoints" / f"{self.label}-{self._fits:03d}"
+        return Checkpoints(folder, EVERY)
+
+
+def noun(value: Any) -> Any:
+    """What a person hands a method, as a noun: lists, frames, paths and tables are data, modules are models."""
+    if isinstance(value, Data | Model | Report):
+        return value
+    if isinstance(value, torch.nn.Module):
+        return Model.of(value)
+    return Data.of(value)
+
+
+def amount(value: Any) -> float:
+    """A number that may carry a unit: 3000, "2M", "1.5e9", "10k", "2B tokens"."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    text = str(value).split()[0].replace(",", "").replace("_", "") if str(value).split() else ""
+    scale = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}.get(text[-1:], 1.0)
+    try:
+        return float(text[:-1] if scale != 1.0 else text) * scale
+    except ValueError:
+        raise Bad(f"{value!r} is not an amount: write 3000, 10k, 2M or 1.5B") from None
+
+
+def _by_length(data: Data) -> np.ndarray:
+    """Row positions from long to short: one pass pads little, and memory peaks at once."""
+    for column in ("input_ids", "chosen_input_ids"):
+        if column in data.columns:
+            _, offsets = data.lists(column)
+            return np.argsort(-np.diff(offsets), kind="stable")
+    return np.arange(len(data))
+
+
+def _hidden(model: Model, batch: Batch) -> Tensor:
+    config = getattr(model.net, "config", None)
+    if config is None:
+        seen: list[Tensor] = []
+        last = [m for m in model.net.modules() if isinstance(m, torch.nn.Linear)][-1]
+        hook = last.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+        try:
+            model(batch)
+        finally:
+            hook.remove()
+        return seen[-1].float()
+    given = {k: batch[k] for k in ("input_ids", "attention_mask", "pixel_values") if k in batch}
+    encoder = model.net.get_encoder() if model.kind == "seq2seq" else model.net  # type: ignore[operator]
+    out = encoder(**given, output_hidden_states=True)
+    hidden = out.hidden_states[-1].float()
+    mask = batch.get("attention_mask")
+    if mask is None or mask.shape != hidden.shape[:2]:
+        return hidden.mean(1)
+    return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)

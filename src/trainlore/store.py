@@ -1,0 +1,333 @@
+"""What is kept: checkpoints, finished steps by content, and the ledger of runs. Every write is whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainlore.errors import Bad
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainlore.nouns import Data, Model, Report
+
+
+def home() -> Path:
+    """Where caches live: $TRAINLORE_HOME, or ~/.cache/trainlore."""
+    return Path(os.environ.get("TRAINLORE_HOME") or Path.home() / ".cache" / "trainlore")
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file whole: beside it first, then moved into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise full(error, path) from error
+
+
+def full(error: OSError, path: Path) -> Exception:
+    """A full disk in words, any other error as it is."""
+    if error.errno == 28:
+        return Bad(f"the disk is full: {path} could not be written; free some room and `trainlore resume` the run")
+    return error
+
+
+# ---- trees of tensors, numbers and text, without pickle
+
+
+def save_tree(tree: Any, folder: Path) -> None:
+    """Write a tree (dicts, lists, tensors, numbers, text) as tree.json and tensors.safetensors, whole or not at all."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors: dict[str, torch.Tensor] = {}
+
+    def flat(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            name = str(len(tensors))
+            tensors[name] = value.detach().cpu().contiguous().clone()
+            return {"tensor": name}
+        if isinstance(value, dict):
+            return {"dict": [[flat(k), flat(v)] for k, v in value.items()]}
+        if isinstance(value, list | tuple):
+            return {"list" if isinstance(value, list) else "tuple": [flat(v) for v in value]}
+        if hasattr(value, "dtype") and hasattr(value, "tolist"):
+            return {"array": flat(torch.as_tensor(value))} if value.ndim else value.item()
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise TypeError(f"a part's state may hold tensors, numbers, text, lists and dicts, not {type(value).__name__}")
+
+    text = json.dumps(flat(tree))
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        save_file(tensors, part / "tensors.safetensors")
+        (part / "tree.json").write_text(text)
+        digest = hashlib.blake2b((part / "tensors.safetensors").read_bytes() + text.encode()).hexdigest()
+        (part / "hash").write_text(digest)
+        for file in part.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise full(error, folder) from error
+    except Exception as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if "No space left" in str(error):  # the safetensors library wraps the error
+            raise Bad(f"the disk is full: {folder} could not be written; free some room and `trainlore resume` the run") from error
+        raise
+
+
+def load_tree(folder: Path, device: Any = "cpu") -> Any:
+    """Read what `save_tree` wrote. Raises ValueError if a byte of it changed since."""
+    from safetensors.torch import load
+
+    raw, text = (folder / "tensors.safetensors").read_bytes(), (folder / "tree.json").read_text()
+    if hashlib.blake2b(raw + text.encode()).hexdigest() != (folder / "hash").read_text():
+        raise ValueError(f"{folder} is damaged")
+    tensors = load(raw)
+
+    def back(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        ((form, inside),) = value.items()
+        if form == "tensor":
+            return tensors[inside].to(device)
+        if form == "array":
+            return back(inside).cpu().numpy()
+        if form == "dict":
+            return {back(k): back(v) for k, v in inside}
+        return [back(v) for v in inside] if form == "list" else tuple(back(v) for v in inside)
+
+    return back(json.loads(text))
+
+
+class Checkpoints:
+    """The checkpoints of one training: the two newest are kept, a damaged one is passed over with a warning."""
+
+    def __init__(self, folder: Path | None, every: float) -> None:
+        self.folder, self.every, self.saved = folder, every, time.monotonic()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        return None
+
+    def last(self) -> Path | None:
+        """The newest checkpoint there is."""
+        found = self._found()
+        return found[-1] if found else None
+
+    def _found(self) -> list[Path]:
+        return [] if self.folder is None else sorted(self.folder.glob("step-*"))
+
+    def newest(self, device: Any) -> dict[str, Any] | None:
+        """The newest whole state, or None."""
+        for path in reversed(self._found()):
+            try:
+                return load_tree(path, device)
+            except (OSError, ValueError, KeyError) as error:
+                import warnings
+
+                warnings.warn(f"checkpoint {path} cannot be read ({error}); going on from the one before", stacklevel=2)
+        return None
+
+    def maybe(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Save if enough time has passed."""
+        if self.folder is not None and time.monotonic() - self.saved > self.every:
+            self.save(state)
+
+    def save(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Save now."""
+        if self.folder is None:
+            return
+        tree = state()
+        save_tree(tree, self.folder / f"step-{tree['t']:010d}")
+        for old in self._found()[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
+        self.saved = time.monotonic()
+
+    def clear(self) -> None:
+        """Forget them: the step is finished."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+# ---- nouns by content
+
+
+class Store:
+    """Finished steps under the hash of what made them. Columns are shared: a selection costs its row numbers."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, key: str) -> Path:
+        """Where the step with this key lies or would lie."""
+        return self.root / "steps" / key
+
+    def has(self, key: str) -> bool:
+        """Whether the step was finished."""
+        return (self.folder(key) / "done.json").exists()
+
+    def put(self, key: str, noun: Data | Model | Report, record: dict[str, Any]) -> bool:
+        """Keep a finished step: its noun and the record of how it went. False where the noun cannot be kept safely."""
+        from trainlore.nouns import Data, Model
+
+        folder = self.folder(key)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if isinstance(noun, Data):
+                self._put_data(noun, folder)
+            elif isinstance(noun, Model):
+                if not _put_model(noun, folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    return False
+            else:
+                tree = [{**vars(m), "groups": {k: list(v) for k, v in m.groups.items()}, "notes": json.dumps(m.notes)} for m in noun.measured]
+                save_tree(tree, folder / "report")
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise full(error, folder) from error
+        write(folder / "done.json", json.dumps({"noun": type(noun).__name__, **record}))
+        return True
+
+    def record(self, key: str) -> dict[str, Any]:
+        """How the step went when it ran."""
+        return json.loads((self.folder(key) / "done.json").read_text())
+
+    def get(self, key: str) -> Any:
+        """The noun a finished step gave."""
+        from trainlore.nouns import Measured, Report
+
+        folder, noun = self.folder(key), self.record(key)["noun"]
+        if noun == "Data":
+            return self._get_data(folder)
+        if noun == "Model":
+            return _get_model(folder)
+        return Report(tuple(Measured(**{**m, "notes": json.loads(m["notes"])}) for m in load_tree(folder / "report")))
+
+    def _put_data(self, data: Data, folder: Path) -> None:
+        import pyarrow as pa
+
+        for name, digest in data.hashes().items():
+            path = self.root / "columns" / f"{digest}.arrow"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                part = path.with_name(f".{path.name}.{os.getpid()}.part")
+                table = data.table.select([name]).rename_columns(["c"])
+                with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                    writer.write_table(table)
+                os.replace(part, path)
+        tree = {"columns": data.hashes(), "rows": data.rows, "ids": data.base_ids, "trail": json.dumps(data.trail)}
+        save_tree(tree, folder / "data")
+
+    def _get_data(self, folder: Path) -> Data:
+        import pyarrow as pa
+
+        from trainlore.nouns import Data
+
+        tree = load_tree(folder / "data")
+        columns = {n: pa.ipc.open_file(pa.memory_map(str(self.root / "columns" / f"{d}.arrow"))).read_all()["c"] for n, d in tree["columns"].items()}
+        memo = {("hash", n): d for n, d in tree["columns"].items()}
+        return Data(pa.table(columns), tree["rows"], tree["ids"], tuple(json.loads(tree["trail"])), memo)
+
+
+def _put_model(model: Model, folder: Path) -> bool:
+    """Class, config and weights. False if the network is no longer what its config says (adapters, parametrizations):
+    without pickle there is no honest way to keep that, so such a step is run again when it is needed."""
+    net, config = model.net, getattr(model.net, "config", None)
+    form: dict[str, Any]
+    if config is not None and type(net).__module__.startswith("transformers."):
+        form = {"class": type(net).__name__, "config": config.to_json_string(use_diff=False)}
+    elif "preset" in model.about:
+        form = {"preset": model.about["preset"]}
+    else:
+        return False
+    fresh, mine = _skeleton(form).state_dict(), net.state_dict()
+    if {k: v.shape for k, v in fresh.items()} != {k: v.shape for k, v in mine.items()}:
+        return False
+    frozen = [n for n, p in net.named_parameters() if not p.requires_grad]
+    rest = {"kind": model.kind, "about": model.about, "trail": model.trail, "probe": model.probe, "frozen": frozen}
+    save_tree({"form": form, "weights": dict(mine), **rest}, folder / "model")
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder / "tokenizer")
+    return True
+
+
+def _skeleton(form: dict[str, Any]) -> Any:
+    """A network of this form, its weights still to be filled in."""
+    if "preset" in form:
+        from trainlore.nouns.hugging import preset
+
+        return preset(**form["preset"]).net
+    import transformers
+
+    from trainlore.runs import Run
+
+    cls, config = getattr(transformers, form["class"]), json.loads(form["config"])
+    with Run().global_rng("skeleton"):
+        return cls(cls.config_class(**config))
+
+
+def _get_model(folder: Path) -> Model:
+    from trainlore.nouns import Model
+
+    tree = load_tree(folder / "model")
+    net = _skeleton(tree["form"])
+    net.load_state_dict(tree["weights"])
+    frozen = set(tree["frozen"])
+    for name, weight in net.named_parameters():
+        weight.requires_grad_(name not in frozen)
+    tokenizer = None
+    if (folder / "tokenizer").exists():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    return Model(net.eval(), tree["kind"], tokenizer, tree["about"], tree["trail"], tree["probe"])
+
+
+def hash_of(*parts: Any) -> str:
+    """One short hash of anything JSON can hold."""
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+# ---- the ledger of runs
+
+
+def ledger(root: Path) -> Any:
+    """The SQLite list of runs under this folder (write-ahead log: readers never wait)."""
+    import sqlite3
+
+    root.mkdir(parents=True, exist_ok=True)
+    base = sqlite3.connect(root / "ledger.sqlite", timeout=30)
+    base.execute("pragma journal_mode=wal")
+    base.execute("create table if not exists runs (folder text primary key, name text, started real, ended real, state text, summary text)")
+    return base
+
+
+def enter(root: Path, folder: Path, name: str, state: str, summary: dict[str, Any] | None = None) -> None:
+    """Write or update the run's line in the ledger."""
+    now = time.time()
+    with ledger(root) as base:
+        base.execute(
+            "insert into runs values (?, ?, ?, null, ?, ?) on conflict (folder) do update set state = excluded.state, "
+            "ended = ?, summary = excluded.summary",
+            (folder.name, name, now, state, json.dumps(summary or {}), now),
+        )
+    base.close()
