@@ -135,7 +135,7 @@ def is_tried(name: str) -> None:
 def is_deterministic(name: str) -> None:
     """Twice the same seed, twice the same bits; the global random streams are left as they were; nothing given is changed."""
     found = []
-    for _ in range(2):
+    for again in (False, True):  # the streams are watched the second time: the first imports things, which may draw
         random.seed(1), np.random.seed(2), torch.manual_seed(3)
         before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[union-attr]
         if entry(name)["kind"] == "Part":
@@ -150,7 +150,7 @@ def is_deterministic(name: str) -> None:
             main = {"Curate": ("data",), "Shape": ("model",)}.get(entry(name)["kind"], ("model", "data"))
             result = run.step(method, *(nouns[m] for m in main))
         after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[union-attr]
-        _must(before == after, f"{name} moved a global random stream")
+        _must(before == after or not again, f"{name} moved a global random stream")
         changed = [k for k, v in kept.items() if fingerprint(nouns[k]) != v]
         _must(not changed, f"{name} changed what it was given: {', '.join(changed)}")
         found.append(fingerprint(result))

@@ -95,7 +95,7 @@ class Effects:
             elif slot == "rate":
                 self.note(part, slot, abs(float(value) - 1))
             elif slot == "penalty":
-                self.note(part, slot, abs(float(value)))
+                self.note(part, slot, abs(float(value.detach() if isinstance(value, Tensor) else value)))
             elif value is not None:  # odds
                 mean = value.double().mean()
                 self.note(part, slot, float(((value.double() / mean - 1).abs() > 1e-6).double().mean()))

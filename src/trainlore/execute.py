@@ -24,7 +24,6 @@ from trainlore.recipe import TRAIN as TRAIN_TYPES
 from trainlore.recipe import Recipe, Step, convert, refs
 from trainlore.registry import entry, load
 from trainlore.runs import Interrupted, Run
-from trainlore.verbs import hints
 
 ENGINE = 1  # part of every step's key: raised when the engine itself would give other numbers
 
@@ -48,8 +47,8 @@ def execute(
         with _interruptible(run), run.meter.running():
             for number, step in enumerate(recipe.steps, 1):
                 nouns[step.gives] = _one(run, book, store, number, step, nouns, strict, tell)
-                for name in step.last - {step.gives}:
-                    nouns[name].forget()
+                if step.kind in ("Shape", "Fit") and (moved := step.wires.get("model")) in step.last and moved != step.gives:
+                    nouns[moved].forget()  # it was moved into the step, not copied, and is another model now
                 if run.interrupted and number < len(recipe.steps):
                     raise Interrupted
     except Interrupted:
@@ -179,7 +178,6 @@ def _run(run: Run, step: Step, nouns: dict[str, _Noun]) -> Any:
 def build(name: str, fields: dict[str, Any], nouns: dict[str, Any]) -> Any:
     """The method with its fields converted to their annotated types, `$names` to nouns and nested methods built."""
     cls, types = load(name), entry(name)["fields"]
-    hinted = hints(cls)
 
     def resolve(value: Any, type_: str) -> Any:
         if isinstance(value, str) and value.startswith("$"):
@@ -193,7 +191,6 @@ def build(name: str, fields: dict[str, Any], nouns: dict[str, Any]) -> Any:
             return tuple(resolve(v, type_) for v in value)
         return convert(value, type_) if not re.search(r"\b(Data|Model|Report)\b", type_) else value
 
-    assert set(fields) <= set(hinted), (fields, hinted)
     return cls(**{k: resolve(v, types[k]["type"]) for k, v in fields.items()})
 
 

@@ -18,8 +18,9 @@ from trainlore.errors import Bad
 from trainlore.nouns import Batch, Data, Model
 from trainlore.primitives import losses as L
 from trainlore.primitives.sampling import Sampler
-from trainlore.runs import Interrupted, Run, amount
+from trainlore.runs import Interrupted, Run
 from trainlore.slots import check, fills, fold
+from trainlore.units import amount
 
 CURVE = 2000  # points of the curve kept with the model
 
@@ -192,7 +193,7 @@ def fit(
                 if not math.isfinite(loss):
                     kept = saver.last()
                     raise Diverged(
-                        f"the loss is {loss} at step {loop.t + 1}, on rows {data.ids[loop.batch['row'].cpu().numpy()].tolist()[:16]}; "
+                        f"the loss is {loss} at step {loop.t + 1}, on rows {culprits(loop)}; "
                         + (f"the last good weights are in {kept}; " if kept else "")
                         + "lower `lr`, add `clip`, or look at those rows"
                     )
@@ -224,8 +225,26 @@ def fit(
     meter.watch(net)
     run.effects.extend(effects.table(parts))
     model.about["curve"] = {k: v[:: max(1, len(v) // CURVE)] for k, v in curve.items()}
-    model.probe = data.batch(np.arange(min(16, len(data))), model)
+    model.probe = probe_of(data, model)
     return model
+
+
+def culprits(loop: Loop) -> list[int]:
+    """Ids of the rows of this step whose own loss is no number; of all its rows where that cannot be told."""
+    rows = loop.data.ids[loop.batch["row"].cpu().numpy()]
+    try:
+        bad = ~loop.losses(loop.batch).isfinite().cpu().numpy()
+    except (KeyError, Bad, RuntimeError):  # a part owns the loss, and the model alone has none
+        return rows.tolist()[:16]
+    return rows[bad].tolist()[:16] if bad.any() and not bad.all() else rows.tolist()[:16]
+
+
+def probe_of(data: Data, model: Model) -> Batch:
+    """A few rows to hold the model's outputs against after every change of form; of preference rows the chosen side."""
+    batch = data.batch(np.arange(min(16, len(data))), model)
+    if model.input not in batch:
+        batch = {k.removeprefix("chosen_"): v for k, v in batch.items() if not k.startswith("rejected_")}
+    return batch
 
 
 def adamw(params: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import msgspec
 from trainlore.errors import Bad
 from trainlore.registry import index, near
 from trainlore.sources import noun_of
+from trainlore.units import AMOUNT, amount
 
 GIVES = {"Curate": "Data", "Shape": "Model", "Fit": "Model", "Measure": "Report"}
 TAKES = {"Curate": ("data",), "Shape": ("model",), "Fit": ("model", "data"), "Measure": ("model", "data")}
@@ -68,7 +70,7 @@ def read(source: str | Path | dict, overrides: list[str] | None = None) -> Recip
     import yaml
 
     if isinstance(source, dict):
-        raw: Any = source
+        raw: Any = copy.deepcopy(source)  # overrides write into it
     else:
         path = Path(source)
         if not path.is_file():
@@ -260,6 +262,9 @@ def convert(value: Any, type_: str) -> Any:
         made = eval(type_, {"__builtins__": {}}, {**PLAIN, "Literal": typing.Literal, "Any": typing.Any})  # ours, from the index
     except (NameError, TypeError, SyntaxError):
         return value
+    if isinstance(value, str) and AMOUNT.fullmatch(value) and re.search(r"\b(int|float)\b", type_):
+        number = amount(value)
+        value = int(number) if number.is_integer() else number
     return msgspec.convert(value, made)
 
 

@@ -223,18 +223,6 @@ def noun(value: Any) -> Any:
     return Data.of(value)
 
 
-def amount(value: Any) -> float:
-    """A number that may carry a unit: 3000, "2M", "1.5e9", "10k", "2B tokens"."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    text = str(value).split()[0].replace(",", "").replace("_", "") if str(value).split() else ""
-    scale = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}.get(text[-1:], 1.0)
-    try:
-        return float(text[:-1] if scale != 1.0 else text) * scale
-    except ValueError:
-        raise Bad(f"{value!r} is not an amount: write 3000, 10k, 2M or 1.5B") from None
-
-
 def _by_length(data: Data) -> np.ndarray:
     """Row positions from long to short: one pass pads little, and memory peaks at once."""
     for column in ("input_ids", "chosen_input_ids"):

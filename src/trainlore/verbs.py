@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
@@ -126,14 +125,3 @@ def method(*, name: str, title: str, family: str, year: int, status: str, **more
         return made
 
     return make
-
-
-def hints(cls: type) -> dict[str, Any]:
-    """The annotated types of a method's fields, with the nouns and verbs in scope."""
-    import typing
-
-    from trainlore import nouns
-
-    scope = {**vars(sys.modules[cls.__module__]), **KINDS, "Data": nouns.Data, "Model": nouns.Model, "Report": nouns.Report}
-    fields = {f.name for f in dataclasses.fields(cls)}
-    return {k: v for k, v in typing.get_type_hints(cls, scope).items() if k in fields}

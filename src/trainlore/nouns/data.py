@@ -118,11 +118,17 @@ class Data:
                 flat = flat.chunk(0) if isinstance(flat, pa.ChunkedArray) and flat.num_chunks else flat
                 value: Any = flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, kind.list_size)
             elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+                if column.null_count and not pa.types.is_floating(kind):
+                    raise Bad(f"column {name!r} has no value in {column.null_count} rows: fill or drop them first")
                 value = column.to_numpy()
             else:
                 value = column
             self._memo["whole", name] = value
         return self._memo["whole", name]
+
+    def groups(self, *names: str) -> dict[str, list[str]]:
+        """The columns of these that there are, as one name a row: what a Report is grouped by."""
+        return {n: np.asarray(self[n]).astype(str).tolist() for n in names if n in self.columns}
 
     def need_column(self, name: str) -> None:
         """Raise Bad unless the column is there."""
@@ -201,7 +207,7 @@ class Data:
         return self.take(np.flatnonzero(keep))
 
     def with_(self, **columns: Any) -> Data:
-        """The same rows with these columns added or replaced; rows out of play get null."""
+        """The same rows with these columns added or replaced; rows out of play get null (whole numbers: any)."""
         table, memo = self.table, dict(self._memo)
         for name, value in columns.items():
             array = _arrow(value)
@@ -210,7 +216,8 @@ class Data:
             if self.rows is not None:
                 where = np.full(self.table.num_rows, -1, np.int64)
                 where[self.rows] = np.arange(len(self.rows))
-                array = array.take(pa.array(where, mask=where < 0))
+                nulls = not (_numeric(array.type) and not pa.types.is_floating(array.type))  # whole numbers have no NaN
+                array = array.take(pa.array(where, mask=where < 0) if nulls else pa.array(where.clip(min=0)))
             at = table.schema.get_field_index(name)
             table = table.append_column(name, array) if at < 0 else table.set_column(at, name, array)
             for key in ("whole", "ragged", "hash"):

@@ -39,7 +39,7 @@ def encode(model: Model, data: Data, window: int | None, truncate: bool) -> Data
         ids = _Lists()
         end = [model.tokenizer.eos_token_id] if model.kind == "causal" and model.tokenizer.eos_token_id is not None else []
         for texts in _chunks(data, "text"):
-            for one in model.tokenizer(texts, add_special_tokens=model.kind != "causal")["input_ids"]:
+            for one in model.tokenizer(texts, add_special_tokens=model.kind != "causal", verbose=False)["input_ids"]:
                 ids.add(limit(one + end, len(ids)))
         made = {"input_ids": ids.arrow()}
         if "label" not in has and model.kind in ("causal", "masked"):
@@ -75,6 +75,10 @@ class _Limit:
     def __init__(self, window: int | None, truncate: bool) -> None:
         self.window, self.truncate = window, truncate
 
+    def room(self, answer: int) -> int | None:
+        """Tokens of a prompt that fit beside an answer this long, if cutting is allowed."""
+        return max(0, self.window - answer) if self.truncate and self.window is not None else None
+
     def __call__(self, ids: list[int], row: int) -> list[int]:
         if self.window is None or len(ids) <= self.window:
             return ids
@@ -103,14 +107,15 @@ def _answered(model: Model, data: Data, answer: str, limit: _Limit) -> tuple[Any
     end = [] if tok.eos_token_id is None else [tok.eos_token_id]
     ids, labels = _Lists(), _Lists()
     for prompts, answers in zip(_chunks(data, "prompt"), _chunks(data, answer), strict=True):
-        asked = tok(prompts, add_special_tokens=False)["input_ids"]
-        said = tok(answers, add_special_tokens=False)["input_ids"]
+        asked = tok(prompts, add_special_tokens=False, verbose=False)["input_ids"]
+        said = tok(answers, add_special_tokens=False, verbose=False)["input_ids"]
         for q, a in zip(asked, said, strict=True):
             row = len(ids)
             if model.kind == "seq2seq":
                 ids.add(limit(q + end, row))
                 labels.add(limit(a + end, row))
             else:
+                q = q[: limit.room(len(a) + len(end))]  # a prompt is cut before its answer is: an answer cut away teaches nothing
                 ids.add(limit(q + a + end, row))
                 labels.add(limit([-100] * len(q) + a + end, row))
     return ids.arrow(), labels.arrow()

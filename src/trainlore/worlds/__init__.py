@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainlore.errors import Bad
-from trainlore.nouns import Data
 from trainlore.sources import WORLDS as PARTS
+
+if TYPE_CHECKING:
+    from trainlore.nouns import Data
+
 
 def data(spec: str) -> Data:
     """The Data of `NAME` or `NAME/PART`; without a part, the first one."""
+    from trainlore.nouns import Data
+
     name, _, part = spec.partition("/")
     if name not in PARTS:
         raise Bad(f"no world {name!r}; worlds are {', '.join(PARTS)}")
@@ -33,12 +38,12 @@ def _tables(name: str) -> Any:
     if name == "sums":
         from trainlore.worlds import sums
 
-        return {"train": sums.make(2000, seed=0), "test": sums.make(400, seed=1)}
+        return sums.split(2000, 400)
     from trainlore.worlds import two_domains
 
     return {
         "pool": two_domains.make(2000, seed=0),
-        "target": two_domains.make(200, seed=1, domains=("b",)),
+        "target": two_domains.make(200, seed=1, domains=("target",)),
         "held_out": two_domains.make(200, seed=2),
         "pairs": two_domains.pairs(400, seed=3),
     }

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import torch
+
+from trainlore.errors import Bad
+from trainlore.nouns import Model
+from trainlore.primitives.masks import matrices, plain, share, top_global, top_layers
+from trainlore.runs import Run
+from trainlore.verbs import Shape, method
+
+
+@method(
+    name="magnitude",
+    title="Magnitude pruning",
+    paper="arXiv:1710.01878",
+    family="compress/prune",
+    year=2017,
+    tier="core",
+    status="stable",
+)
+class Magnitude(Shape):
+    """Set the smallest weights to zero.
+
+    ## What it does
+    Keeps the `keep` largest |w| of the linear and convolution layers, ranked over all of them together or in each layer
+    by itself, and sets the others to exactly 0. Biases, embeddings, norms and the output head stay.
+
+    ## Claim
+    The rival of every pruner: one shot, no data, no training. Zhu and Gupta prune gradually while training and find a
+    large pruned net better than a small dense one of the same size.
+
+    ## Cost
+    One selection over the weights.
+
+    ## Fields worth tuning
+    `scope`: global keeps more where weights are large, and can empty a layer; layer is safe.
+
+    ## Watch out
+    Zeros make a model smaller and faster only in a form that stores or skips them.
+
+    ## Differs from the paper
+    Once, after training; the gradual form is `granet` with drop: 0.
+
+    ## See also
+    granet, block_movement.
+    """
+
+    keep: float = 0.5
+    """Share of the weights that stay."""
+    scope: str = "global"
+    """What is ranked together: global (all layers) or layer."""
+    targets: tuple[str, ...] = ()
+    """Ends of the paths of the layers to prune; all but the output head when empty."""
+    tolerance: float = 1.0
+    """Relative distance of the logits beyond which the step fails."""
+
+    null = {"keep": 1.0}
+    tiny = {"world": "digits", "keep": 0.5}
+
+    @torch.no_grad()
+    def __call__(self, run: Run, model: Model) -> Model:
+        share("keep", self.keep)
+        if self.scope not in ("global", "layer"):
+            raise Bad(f"scope={self.scope!r} is neither global nor layer")
+        weights = {name: m.weight for name, m in plain(matrices(model.net, self.targets)).items()}
+        scores = {name: w.abs() for name, w in weights.items()}
+        masks = top_global(scores, self.keep) if self.scope == "global" else top_layers(scores, self.keep)
+        for name, w in weights.items():
+            w.mul_(masks[name])
+        return model

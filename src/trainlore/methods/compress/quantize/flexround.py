@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from trainlore.errors import Bad
+from trainlore.nouns import Data, Model
+from trainlore.primitives.masks import CONVOLUTIONS, matrices, plain
+from trainlore.primitives.numbers import lanes, limits, scales, unlanes
+from trainlore.primitives.reparam import turned
+from trainlore.runs import Run
+from trainlore.verbs import Fit, method
+
+
+def straight(x: Tensor) -> Tensor:
+    """Rounded in the forward pass (halves to even), unchanged in the backward pass."""
+    return x + (x.round() - x).detach()
+
+
+def divided(
+    weight: Tensor, log_step: Tensor, log_each: Tensor, zero: Tensor, bits: int, per: str | int, symmetric: bool
+) -> Tensor:
+    """s1 * (clip(round(W / (s1 * S)) + zero) - zero), all scales given as logarithms.
+
+    weight, log_each (out, ...): S = S2 s3 multiplied out; log_step (lanes, 1): s1; zero (lanes, 1). Returns the shape of
+    `weight`, float32. By the division dL/d(log S) carries a factor W: large weights may move by several steps.
+    """
+    low, high = limits(bits, symmetric)
+    ints = straight(lanes(weight.float() / log_each.exp(), per) / log_step.exp())
+    return unlanes(((ints + zero).clamp(low, high) - zero) * log_step.exp(), weight.shape, per)
+
+
+class Division(nn.Module):
+    """weight -> its quantized form, with everything that is learned about the rounding."""
+
+    def __init__(self, layer: nn.Module, bits: int, per: str | int, symmetric: bool) -> None:
+        super().__init__()
+        self.bits, self.per, self.symmetric, self.turned = bits, per, symmetric, turned(layer)
+        weight = self._facing(layer.weight.detach())
+        step, zero = scales(weight, bits, per, symmetric)
+        self.step = nn.Parameter(step.log())  # s1
+        self.each = nn.Parameter(torch.zeros_like(weight, dtype=torch.float32))  # S2
+        self.row = nn.Parameter(
+            torch.zeros_like(self.each[:, :1].flatten(1)[:, :1]).view(-1, *[1] * (weight.dim() - 1))
+        )
+        self.column = (
+            nn.Parameter(torch.zeros_like(self.each[:1].flatten(2).sum(-1)).view(1, -1, *[1] * (weight.dim() - 2)))
+            if (isinstance(layer, CONVOLUTIONS))
+            else None
+        )  # s4, of convolutions only
+        self.register_buffer("zero", zero)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        each = self.each + self.row + (0.0 if self.column is None else self.column)
+        out = divided(self._facing(weight), self.step, each, self.zero, self.bits, self.per, self.symmetric)
+        return self._facing(out).to(weight.dtype)
+
+    def _facing(self, weight: Tensor) -> Tensor:
+        return weight.T if self.turned else weight
+
+
+@method(
+    name="flexround",
+    title="FlexRound: learnable rounding by element-wise division",
+    paper="arXiv:2306.00317",
+    lit="p007",
+    family="compress/quantize",
+    year=2023,
+    tier="core",
+    status="stable",
+)
+class FlexRound(Fit):
+    """Learn which way to round each weight, block by block, by dividing it before it is rounded.
+
+    ## What it does
+    For a weight W (out, in) and the grid of round-to-nearest as the start:
+
+        W' = s1 * clip(round(W / (s1 * S2 * s3)))       s1 a lane's step, S2 (out, in), s3 (out, 1), S2 = s3 = 1 at first
+                                                        (and s4, one an input channel, in convolutions)
+        minimize || f(W, X) - f(W', X') ||^2            over s1, S2, s3 > 0, by Adam, straight through the rounding
+
+    where f is one repeated block (or one layer), X its inputs in the model as it was, X' its inputs in the model quantized
+    so far. Blocks are done in order; the result holds s1 times integers, in the dtype it had.
+
+    ## Claim
+    First broad study of uniform post-training quantization with one scale a tensor, over vision, language understanding
+    and generation; language models up to LLaMA with negligible loss against half precision.
+
+    ## Cost
+    Two forward passes over `rows` a block, then `steps` passes forward and back through that block. Memory: a second
+    copy of the model, the activations into and out of one block, five numbers a weight of that block.
+
+    ## Fields worth tuning
+    `lr` (the authors on LLaMA 2: 3e-3 at 4 bits, 2.5e-3 at 3), `steps` (5000 there), `rows` (512 there).
+
+    ## Watch out
+    It fits the rows it is shown: a few, or rows of another kind, make it worse than round-to-nearest on others. Layers
+    outside the repeated blocks are fitted by themselves.
+
+    ## Differs from the paper
+    The loss leaves padding out. The start is the grid of the smallest and largest weight (the authors can search a
+    tighter one). Activations stay as they are.
+
+    ## See also
+    nearest.
+    """
+
+    bits: int = 4
+    """Bits of a weight, 2 to 8."""
+    per: str | int = "channel"
+    """Who shares a step: tensor, channel, or a group size such as 128."""
+    symmetric: bool = False
+    """A grid around 0, without a zero point."""
+    unit: str = "block"
+    """What is reconstructed at once: block (the model's repeated layers; other layers by themselves) or layer."""
+    rows: int = 128
+    """Calibration rows, drawn from the data."""
+    steps: int = 500
+    """Optimizer steps for each block."""
+    size: int = 8
+    """Rows a step."""
+    lr: float = 3e-3
+    """Adam's learning rate for the logarithms of the scales; it falls to 0 along half a cosine."""
+    targets: tuple[str, ...] = ()
+    """Ends of the paths of the layers to round; all but the output head when empty."""
+    tolerance: float = 0.35
+    """Relative distance of the logits beyond which the step fails."""
+
+    tiny = {"world": "text", "bits": 4, "steps": 10, "rows": 16}
+
+    def __call__(self, run: Run, model: Model, data: Data) -> Model:
+        limits(self.bits)
+        if self.unit not in ("block", "layer"):
+            raise Bad(f"unit={self.unit!r} is neither block nor layer")
+        if min(self.rows, self.steps, self.size) < 1:
+            raise Bad("rows, steps and size must be at least 1")
+        if not len(data):
+            raise Bad("there are no calibration rows: give data with at least one")
+        if model.input == "input_ids" and "input_ids" not in data.columns:
+            data = model.encode(data, truncate=True)
+        chosen = run.numpy("flexround").permutation(len(data))[: self.rows]
+        batches = [
+            _to(data.batch(chosen[at : at + self.size], model), model) for at in range(0, len(chosen), self.size)
+        ]
+        before, trains = model.copy(), {n: p.requires_grad for n, p in model.net.named_parameters()}
+        was = model.net.training
+        for m in (model, before):
+            m.net.eval().requires_grad_(False)
+        layers = plain(matrices(model.net, self.targets))
+        for path, own in units(model, layers, self.unit):
+            self._reconstruct(run, model, before, path, [layers[name] for name in own], batches)
+        for name, p in model.net.named_parameters():
+            p.requires_grad_(trains[name])
+        model.net.train(was)
+        return model
+
+    def _reconstruct(
+        self, run: Run, model: Model, before: Model, path: str, layers: list[nn.Module], batches: list
+    ) -> None:
+        """Fit the rounding of the layers in the module at `path`, and write it in."""
+        unit = Unit(model.net.get_submodule(path))
+        goals = seen(before, path, batches, out=True)
+        inputs = seen(model, path, batches, out=False)
+        for layer in layers:
+            parametrize.register_parametrization(layer, "weight", Division(layer, self.bits, self.per, self.symmetric))
+        learned = [p for layer in layers for p in layer.parametrizations.weight[0].parameters()]
+        optimizer = torch.optim.Adam(learned, lr=self.lr)
+        fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        paid = Model(unit)  # so that the meter counts its passes
+        order = run.numpy("flexround", path).integers(len(batches), size=self.steps)
+        with torch.enable_grad():
+            for i in order.tolist():
+                optimizer.zero_grad()
+                error = (first(paid.net(*inputs[i][0], **inputs[i][1])).float() - goals[i].float()).square()
+                mask = batches[i].get("attention_mask")
+                if mask is not None and mask.shape == error.shape[:2]:
+                    error = error * mask[..., None] * (mask.numel() / mask.sum().clamp(min=1))
+                error.mean().backward()
+                optimizer.step()
+                fall.step()
+        for layer in layers:
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+            layer.weight.requires_grad_(False)
+
+
+class Unit(nn.Module):
+    """A module in a shell of its own: hooks on the shell go away with it."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inside(*args, **kwargs)
+
+
+def units(model: Model, layers: dict[str, nn.Module], unit: str) -> Iterator[tuple[str, list[str]]]:
+    """(path of a module, names of the layers in it) in the order of the net; every layer is in exactly one."""
+    blocks: set[int] = set()
+    if unit == "block":
+        try:
+            blocks = {id(m) for m in model.blocks}
+        except Bad:  # a net without repeated layers
+            blocks = set()
+    done: set[str] = set()
+    for path, module in model.net.named_modules():
+        own = [name for name in layers if name == path or (id(module) in blocks and name.startswith(f"{path}."))]
+        own = [name for name in own if name not in done]
+        if own:
+            done |= set(own)
+            yield path, own
+
+
+@torch.no_grad()
+def seen(model: Model, path: str, batches: list, out: bool) -> list[Any]:
+    """What the module at `path` gave (tensors), or what it was given ((args, kwargs)), one entry a batch."""
+    found: list[Any] = []
+    module = model.net.get_submodule(path)
+    if out:
+        hook = module.register_forward_hook(lambda m, args, result: found.append(first(result).detach()))
+    else:
+        hook = module.register_forward_pre_hook(lambda m, args, kwargs: found.append((args, kwargs)), with_kwargs=True)
+    kept = []
+    try:
+        for batch in batches:
+            found.clear()
+            model(batch)
+            if not found:
+                raise Bad(f"{path} is not run by the model: leave it out of `targets`")
+            kept.append(found[0])
+    finally:
+        hook.remove()
+    return kept
+
+
+def first(result: Any) -> Tensor:
+    """The tensor of a result, the first of a tuple: what a block hands to the next."""
+    return result if isinstance(result, Tensor) else next(v for v in result if isinstance(v, Tensor))
+
+
+def _to(batch: dict[str, Any], model: Model) -> dict[str, Any]:
+    return {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in batch.items()}

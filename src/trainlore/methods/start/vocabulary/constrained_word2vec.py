@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainlore.errors import Bad
+from trainlore.nouns import Data, Model
+from trainlore.primitives.reparam import reshaped
+from trainlore.runs import Run
+from trainlore.verbs import Shape, method
+
+PLANE = 0x10000  # characters from here on stand for tokens while new merges are learned
+
+
+@method(
+    name="constrained_word2vec",
+    title="CW2V: constrained Word2Vec vocabulary expansion",
+    paper="arXiv:2407.05841",
+    lit="p285",
+    family="start/vocabulary",
+    year=2024,
+    tier="core",
+    status="stable",
+    code="AI4Bharat/VocabAdaptation_LLM",
+)
+class ConstrainedWord2Vec(Shape):
+    """Add tokens for new text to a trained model, their embeddings mixed from those it has.
+
+    ## What it does
+    Goes on merging pairs of the model's own tokens on the corpus until there are `new` more of them. Every new embedding is a
+    convex combination of the old ones, found by skip-gram with negative sampling on the corpus, all old rows held still:
+
+        W_new = softmax(A1 A2) W_old         (input rows; with matrices of their own for the output rows if untied)
+        loss  = - log sigmoid(w_center . v_context) - sum over k negatives of log sigmoid(- w_center . v_k)
+
+    Negatives come by frequency^0.75; frequent centers are skipped with probability 1 - sqrt(threshold / count). An output row
+    inside the hull of the old ones can never score above the best old token, so that the model's greedy choices on text in
+    old tokens stay what they were.
+
+    ## Claim
+    RoBERTa and LLaMA 2 extended to four languages, five tasks: as good as or better than methods that need cross-lingual
+    embeddings. Rows drawn from a normal around the old mean do about as well after continued pretraining.
+
+    ## Cost
+    The softmax over all old tokens for the new tokens in a batch, at every step.
+
+    ## Fields worth tuning
+    `new`, `epochs` and `lr` (few steps of a small corpus leave the rows near their random mixtures).
+
+    ## Watch out
+    Continue pretraining afterwards: the new rows are a start, not knowledge. Old text is cut differently as well where new
+    tokens fit in it. Only BPE tokenizers can be extended.
+
+    ## Differs from the paper
+    The authors train a second tokenizer and take over tokens the first lacks; going on with the old merges gives only
+    tokens that can occur. Their code adds the dot products of all negatives up before one log-sigmoid; this is the textbook
+    sum of log-sigmoids. Pairs come in random order.
+
+    ## See also
+    `bpe`
+    """
+
+    corpus: Data
+    """Text of the new language or domain."""
+    new: int = 1000
+    """Tokens to add, at most."""
+    window: int = 5
+    """How far a context may be from its center, in tokens."""
+    negatives: int = 5
+    """Negative samples a pair."""
+    epochs: int = 5
+    """Passes over the corpus."""
+    batch_size: int = 4096
+    """Pairs a step."""
+    lr: float = 3e-4
+    """Learning rate of Adam."""
+    factor: int = 1024
+    """Inner size of A1 A2; one full matrix A where that is smaller."""
+    threshold: float = 2.0
+    """Count up to which no occurrence is skipped."""
+    column: str = "text"
+    """The column of the corpus that holds the text."""
+
+    tiny = {"world": "text", "corpus": "$target", "new": 20, "epochs": 2, "batch_size": 512}
+
+    def __call__(self, run: Run, model: Model) -> Model:
+        if model.tokenizer is None or not hasattr(model.net, "resize_token_embeddings"):
+            raise Bad("constrained_word2vec needs a language model of transformers with its tokenizer")
+        for field in ("new", "window", "negatives", "batch_size", "factor"):
+            if getattr(self, field) < 1:
+                raise Bad(f"{field} must be 1 or more, not {getattr(self, field)}")
+        self.corpus.need(self.column, who="constrained_word2vec")
+        before = len(model.tokenizer)
+        tokenizer = extended(model.tokenizer, self.corpus.text(self.column), self.new)
+        if len(tokenizer) == before:
+            raise Bad("no pair of tokens occurs twice in the corpus: give more text")
+        model.tokenizer = tokenizer
+        words = tokenizer(list(self.corpus.text(self.column)), add_special_tokens=False)["input_ids"]
+        ids = np.concatenate([np.asarray(w, np.int64) for w in words])
+        document = np.repeat(np.arange(len(words)), [len(w) for w in words])
+        inside, outside = model.net.get_input_embeddings(), model.net.get_output_embeddings()
+        tied = outside is None or outside.weight is inside.weight
+        old = [rows.weight.detach()[:before].float() for rows in ([inside] if tied else [inside, outside])]
+        mixed = self._mix(run, old, ids, document, len(tokenizer) - before)
+        with run.global_rng("cw2v"):  # resizing draws rows of its own, which are not kept
+            model.net.resize_token_embeddings(max(len(tokenizer), len(inside.weight)), mean_resizing=False)
+        inside, outside = model.net.get_input_embeddings(), model.net.get_output_embeddings()
+        with torch.no_grad():
+            for rows, made in zip([inside] if tied else [inside, outside], mixed, strict=True):
+                rows.weight[before : len(tokenizer)] = made.to(rows.weight)
+                if getattr(rows, "bias", None) is not None:  # must not lift a new token above the old ones
+                    rows.bias[before : len(tokenizer)] = rows.bias[:before].min()
+        return reshaped(model)
+
+    def _mix(self, run: Run, old: list[Tensor], ids: np.ndarray, document: np.ndarray, new: int) -> list[Tensor]:
+        """New rows (new, d) for every side of `old` [(V, d)], learned on the token stream."""
+        device, rng = old[0].device, run.numpy("cw2v")
+        sides = nn.ModuleList(Mixture(rows, new, self.factor, run.rng("cw2v", i)) for i, rows in enumerate(old)).to(
+            device
+        )
+        optimizer = torch.optim.Adam(sides.parameters(), lr=self.lr)
+        counts = np.bincount(ids, minlength=len(old[0]) + new).astype(np.float64)
+        noise = np.cumsum(counts**0.75)
+        skip = 1 - np.sqrt(self.threshold / np.maximum(counts, 1e-9))[ids]
+        for _ in range(self.epochs):
+            centers = rng.permutation(np.flatnonzero(rng.random(len(ids)) > skip))
+            for at in range(0, len(centers), max(1, self.batch_size // (2 * self.window))):
+                some = centers[at : at + max(1, self.batch_size // (2 * self.window))]
+                center, context = skipgrams(document, some, self.window)
+                if not len(center):
+                    continue
+                drawn = np.searchsorted(noise, rng.random((len(center), self.negatives)) * noise[-1], side="right")
+                where = [torch.from_numpy(x).to(device) for x in (ids[center], ids[context], drawn)]
+                loss = sgns(sides[0](where[0]), sides[-1](where[1]), sides[-1](where[2])).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        return [side.rows() for side in sides]
+
+
+def hull(logits: Tensor, rows: Tensor) -> Tensor:
+    """Convex combinations (n, d) of rows (V, d), with weights softmax(logits (n, V))."""
+    return logits.softmax(-1) @ rows
+
+
+def sgns(center: Tensor, context: Tensor, negatives: Tensor) -> Tensor:
+    """Skip-gram losses (B,) with negative sampling, of vectors center (B, d), context (B, d) and negatives (B, K, d)."""
+    good = F.logsigmoid((center * context).sum(-1))
+    return -good - F.logsigmoid(-torch.einsum("bd,bkd->bk", center, negatives)).sum(-1)
+
+
+def skipgrams(document: np.ndarray, centers: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (P,) of centers and of their contexts: up to `window` places away in the same document (N,) int."""
+    steps = np.concatenate([np.arange(-window, 0), np.arange(1, window + 1)])
+    place = centers[:, None] + steps
+    inside = (place >= 0) & (place < len(document))
+    inside &= document[place.clip(0, len(document) - 1)] == document[centers][:, None]
+    return np.repeat(centers, inside.sum(1)), place[inside]
+
+
+class Mixture(nn.Module):
+    """Frozen old rows, and new ones inside their hull."""
+
+    def __init__(self, old: Tensor, new: int, factor: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.old = old
+        shapes = [(new, factor), (factor, len(old))] if factor < min(new, len(old)) else [(new, len(old))]
+        self.weights = nn.ParameterList(torch.rand(shape, generator=generator) for shape in shapes)
+
+    def rows(self, which: Tensor | None = None) -> Tensor:
+        """The new rows, or those numbered `which`."""
+        first, *second = self.weights
+        logits = first if which is None else F.embedding(which, first)  # its gradient adds up in a fixed order
+        return hull(logits @ second[0] if second else logits, self.old)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows (..., d) of tokens (...): the old ones' own, the new ones' mixed."""
+        known = len(self.old)
+        new, place = torch.unique((ids - known).clamp(min=-1), return_inverse=True)  # -1 is any old token
+        made = F.embedding(place, self.rows(new.clamp(min=0)))
+        return torch.where((ids < known)[..., None], self.old[ids.clamp(max=known - 1)], made)
+
+
+def extended(tokenizer: Any, texts: Iterable[str], new: int) -> Any:
+    """A copy of a BPE tokenizer with at most `new` more tokens, by going on to merge its own tokens on the texts."""
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocab, merges = state["model"].get("vocab"), state["model"].get("merges")
+    if state["model"]["type"] != "BPE":
+        raise Bad(f"only a BPE tokenizer can be extended, not {state['model']['type']}")
+    learned = learn_merges(tokenizer, texts, new)
+    following = len(tokenizer)
+    for left, right in learned:
+        if left + right not in vocab:
+            vocab[left + right], following = following, following + 1
+        merges.append([left, right])
+    made = deepcopy(tokenizer)
+    made._tokenizer = Tokenizer.from_str(json.dumps(state))
+    return made
+
+
+def learn_merges(tokenizer: Any, texts: Iterable[str], new: int) -> list[tuple[str, str]]:
+    """Up to `new` further merges, each of two tokens' texts, most frequent first.
+
+    Every word goes to the trainer as one character a token, so that it merges tokens and not letters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    seen: set[str] = set()
+    special = set(tokenizer.all_special_ids)
+
+    def lines() -> Iterable[str]:
+        for text in texts:
+            made = tokenizer(text, add_special_tokens=False)
+            line, last = [], None
+            for word, token in zip(made.word_ids(), made["input_ids"], strict=True):
+                if word != last or token in special:
+                    line.append(" ")
+                line.append(" " if token in special else chr(PLANE + token))
+                last = word
+            seen.update(line)
+            yield "".join(line)
+
+    every = list(lines())
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    size = len(seen - {" "}) + new
+    trained.train_from_iterator(every, trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False))
+
+    def spelled(piece: str) -> str:
+        return "".join(tokenizer.convert_ids_to_tokens(ord(c) - PLANE) for c in piece)
+
+    return [(spelled(a), spelled(b)) for a, b in json.loads(trained.to_str())["model"]["merges"]]

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from trainlore.errors import Bad
+from trainlore.nouns import Data
+from trainlore.primitives import noise
+from trainlore.verbs import Part, method
+
+SCHEDULES = ("none", "linear", "log", "exp")
+NOISES = ("gaussian", "dropout", "replace", "drop", "tfidf")
+
+
+def signal(schedule: str, done: float, classes: int) -> float:
+    """The probability of the right class above which a labelled row is left out at share `done` of training.
+
+    From 1/K to 1: linear in `done`, or log (early release) 1 - exp(-5 done), or exp (late) exp(5 (done - 1)); none: 1."""
+    reached = {"none": 1.0, "linear": done, "log": 1 - math.exp(-5 * done), "exp": math.exp(5 * (done - 1))}[schedule]
+    return reached * (1 - 1 / classes) + 1 / classes
+
+
+def consistency(plain: Tensor, noised: Tensor, sure: float, temperature: float) -> Tensor:
+    """KL(softmax(plain / temperature) || softmax(noised)) where max softmax(plain) > sure, else 0.
+
+    plain, noised: logits (..., K), no gradient flows into `plain`. Returns float32 (...)."""
+    plain = plain.detach().float()
+    target = (plain / temperature).log_softmax(-1)
+    divergence = (target.exp() * (target - noised.float().log_softmax(-1))).sum(-1)
+    return divergence * (plain.softmax(-1).amax(-1) > sure)
+
+
+@method(
+    name="uda",
+    title="Unsupervised Data Augmentation",
+    paper="arXiv:1904.12848",
+    lit="p102",
+    family="train/semi",
+    year=2019,
+    tier="core",
+    status="stable",
+)
+class UDA(Part):
+    """Make the answers to a noised unlabelled row agree with a sharpened answer to the plain one.
+
+    ## What it does
+    With each labelled row come `ratio` unlabelled ones. Where the model is sure of the plain row, its answer, sharpened
+    and held fixed, is the target for the noised row. Labelled rows that the model already gets right with a probability
+    above a threshold that rises during training can be left out meanwhile (training signal annealing).
+
+        loss = labelled + weight * mean_u [max p(u) > sure] * KL( softmax(z(u) / temperature) || p(noise(u)) )
+        left out if p(y | x) > 1/K + (1 - 1/K) * a(t);   a = t, 1 - exp(-5 t) or exp(5 (t - 1)) for t in 0..1
+
+    ## Claim
+    IMDb with 20 labelled rows: 4.20% error, below the best model trained on all 25,000; CIFAR-10 with 250 labelled rows:
+    5.43%. The noise there is back-translation, TF-IDF word replacement and RandAugment.
+
+    ## Cost
+    `ratio` forwards without and `ratio` with a backward for each labelled row.
+
+    ## Fields worth tuning
+    The noise first: the stronger it is without changing the class, the better. Then `sure` and `temperature` when labels
+    are very few; `annealing` when the labelled rows are memorized (exp for few labels and easy tasks, log for many).
+    The authors use ratio 7 for CIFAR-10 and 3 with linear annealing for IMDb, weight 1.
+
+    ## Watch out
+    Unlabelled rows from elsewhere harm: filter them by the model's belief first. A model that is sure of nothing early
+    on gets no unlabelled signal until it is: look at the part's effect. Gaussian noise is the paper's weak baseline.
+
+    ## Differs from the paper
+    Only noises that need no second model are here: add rows noised by back-translation to the data beforehand. The two
+    views of an unlabelled row pass in two forwards (batch norm sees them apart), the plain one without a gradient.
+    Under micro-batches the rescaling for rows left out is by piece.
+
+    ## See also
+    `self_training`, `mixup`.
+    """
+
+    unlabelled: Data
+    """Rows without labels; a `label` column is not looked at."""
+    weight: float = 1.0
+    """How much the unlabelled term counts."""
+    sure: float = 0.8
+    """Probability of the likeliest class above which an unlabelled row is used."""
+    temperature: float = 0.4
+    """Below 1 sharpens the target; 1 leaves it."""
+    ratio: int = 3
+    """Unlabelled rows for each labelled one."""
+    noise: str = "gaussian"
+    """For numbers: gaussian, dropout. For token ids: replace, drop, tfidf."""
+    amount: float = 0.3
+    """Standard deviation of gaussian noise, else the share of entries or tokens that change."""
+    annealing: str = "none"
+    """Schedule by which labelled rows are released: none, linear, log or exp."""
+
+    needs = {"labels": "labels"}
+    null = {"weight": 0.0, "annealing": "none"}
+    tiny = {"world": "digits", "unlabelled": "$spare", "sure": 0.2}
+
+    def start(self, loop):
+        tokens = loop.model.input == "input_ids"
+        if loop.model.kind != "classifier":
+            raise Bad(f"uda is for classifiers, not a {loop.model.kind}")
+        if self.noise not in NOISES or tokens != (self.noise in NOISES[2:]):
+            fit = NOISES[2:] if tokens else NOISES[:2]
+            raise Bad(f"noise={self.noise!r} does not fit {loop.model.input}: give {', '.join(fit)}")
+        if self.annealing not in SCHEDULES:
+            raise Bad(f"annealing={self.annealing!r} is not a schedule: give {', '.join(SCHEDULES)}")
+        if self.temperature <= 0 or self.ratio < 1 or self.weight < 0:
+            raise Bad("temperature must be above 0, ratio at least 1 and weight at least 0")
+        if not self.weight:
+            return {}
+        self.unlabelled.need(who="uda's `unlabelled`")
+        if self.noise != "tfidf":
+            return {}
+        idf, odds = noise.tfidf(*self._rows(loop).lists("input_ids"), self._vocabulary(loop))
+        return {"idf": torch.from_numpy(idf).float(), "odds": torch.from_numpy(odds)}
+
+    def batch(self, loop, s, batch):
+        """Bring the unlabelled rows along, `ratio` with each labelled one, so that they are split with them."""
+        if not self.weight:
+            return batch
+        n, rng = len(batch["row"]), loop.rng("uda", loop.t)
+        rows = torch.randint(len(self.unlabelled), (n * self.ratio,), generator=rng).numpy()
+        plain = self._rows(loop).batch(rows, loop.model)
+        views = {"plain": plain, "noised": self._noised(loop, s, plain, rng)}
+        names = (loop.model.input, "attention_mask")
+        more = {f"uda_{v}_{k}": b[k].unflatten(0, (n, self.ratio)) for v, b in views.items() for k in names if k in b}
+        return {**batch, **more}
+
+    def loss(self, loop, s, batch, out, inner):
+        losses = inner(batch, out)
+        if self.annealing != "none":
+            right = out.detach().float().softmax(-1).gather(1, batch["labels"][:, None])[:, 0]
+            kept = (right <= signal(self.annealing, loop.done, out.shape[-1])).to(losses.dtype)
+            losses = losses * kept * (len(kept) / kept.sum().clamp(min=1))
+        if not self.weight:
+            return losses
+        views = [
+            {k.removeprefix(f"uda_{v}_"): x.flatten(0, 1) for k, x in batch.items() if k.startswith(f"uda_{v}_")}
+            for v in ("plain", "noised")
+        ]
+        with torch.no_grad():
+            plain = loop.model(views[0])
+        apart = consistency(plain, loop.model(views[1]), self.sure, self.temperature)
+        return losses + self.weight * apart.unflatten(0, (-1, self.ratio)).mean(1)
+
+    def _rows(self, loop) -> Data:
+        """The unlabelled rows as the model reads them."""
+        if loop.model.input != "input_ids" or "input_ids" in self.unlabelled.columns:
+            return self.unlabelled
+        return loop.model.encode(self.unlabelled)
+
+    def _vocabulary(self, loop) -> int:
+        return int(loop.model.net.get_input_embeddings().num_embeddings)
+
+    def _noised(self, loop, s, plain, rng):
+        x = plain[loop.model.input]
+        if self.noise in ("gaussian", "dropout"):
+            return {loop.model.input: getattr(noise, self.noise)(x, self.amount, rng)}
+        mask = plain["attention_mask"]
+        if self.noise == "drop":
+            ids, mask = noise.drop(x, mask, self.amount, rng, int(loop.model.tokenizer.pad_token_id or 0))
+        elif self.noise == "replace":
+            ids = noise.replace(x, mask, self.amount, self._vocabulary(loop), rng)
+        else:
+            ids = noise.tfidf_replace(x, mask, s["idf"], s["odds"], self.amount, rng)
+        return {"input_ids": ids, "attention_mask": mask}

@@ -1,0 +1,52 @@
+"""The loss a model has when no part says otherwise: unreduced, content with soft targets."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainlore.errors import Bad
+
+ALIGNED = ("masked", "seq2seq", "tagger")  # logits at a place speak of the label at that place
+
+
+def targets(kind: str, batch: dict) -> Tensor:
+    """The labels as the losses see them: of a causal model those of the next place (B,T-1), else as they are."""
+    labels = batch["labels"]
+    return labels[:, 1:] if kind == "causal" else labels
+
+
+def aligned(kind: str, out: Tensor) -> Tensor:
+    """The logits that speak of `targets`: of a causal model all but the last place (B,T-1,V)."""
+    return out[:, :-1] if kind == "causal" else out
+
+
+def rowwise(kind: str, batch: dict, out: Tensor) -> Tensor:
+    """Losses in nats, unreduced: (B,) a row, or (B,T) a token with 0 where the label is -100 ((B,T-1) if causal).
+
+    `batch["labels"]`: token ids (B,T), class ids (B,), shares (B,K) or numbers (B,)."""
+    if kind in ("encoder", "denoiser"):
+        raise Bad(f"a model of kind {kind} has no loss of its own: give a part that owns `loss`")
+    y = targets(kind, batch)
+    if kind == "regressor":
+        return (out.reshape(y.shape).float() - y.float()).square().reshape(len(y), -1).mean(1)
+    if kind == "causal" or kind in ALIGNED:
+        logits = aligned(kind, out)
+        flat = F.cross_entropy(logits.float().reshape(-1, logits.shape[-1]), y.reshape(-1), reduction="none", ignore_index=-100)
+        return flat.reshape(y.shape)
+    return F.cross_entropy(out.float(), y if y.is_floating_point() else y.long(), reduction="none")
+
+
+def per_row(losses: Tensor, batch: dict, kind: str) -> Tensor:
+    """Each row's mean loss (B,) over its own targets; 0 for a row that has none."""
+    if losses.dim() == 1:
+        return losses
+    counted = (targets(kind, batch) != -100).sum(1)
+    return losses.sum(1) / counted.clamp(min=1)
+
+
+def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
+    """log p(label) at every place of logits (..., V) and labels (...); 0 where the label is -100."""
+    picked = logits.float().log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    return torch.where(labels >= 0, picked, 0.0)

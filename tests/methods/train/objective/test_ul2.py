@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from trainlore.claims import Claim
+from trainlore.methods.train.objective.ul2 import UL2, denoised, denoiser, fitting
+from trainlore.primitives.denoising import span_counts
+from trainlore.runs import Run
+from trainlore.worlds.tiny import HOW, world
+
+SPECIALS = torch.tensor([901, 902, 903, *range(950, 990)])
+
+
+def made(text, lengths, seed=0):
+    which, span, rate = denoiser(text)
+    n, width = len(lengths), max(lengths)
+    ids = torch.arange(1, n * width + 1).reshape(n, width)
+    args = (torch.full((n,), which), torch.full((n,), span), torch.full((n,), rate), SPECIALS, torch.Generator().manual_seed(seed))
+    return ids, denoised(ids, torch.tensor(lengths), *args)
+
+
+@pytest.mark.parametrize(("text", "mode", "hidden"), [("R 3 0.15", 901, 6), ("X 3 0.5", 903, 20), ("X 64 0.15", 903, 6), ("X 64 0.5", 903, 20)])
+def test_inputs_and_targets_hold_every_token_once(text, mode, hidden):
+    ids, ((read, read_n), (asked, asked_n)) = made(text, [40, 17])
+    for row, n in enumerate((40, 17)):
+        inputs, targets = read[row, : read_n[row]].tolist(), asked[row, : asked_n[row]].tolist()
+        assert inputs[0] == mode and inputs[-1] >= 950 and targets[0] == 950  # kept first, hidden last
+        tokens = [t for t in inputs[1:] + targets if t < 900]
+        assert sorted(tokens) == ids[row, :n].tolist()
+        assert [t for t in inputs if t >= 950] == [t for t in targets if t >= 950]
+        back = {}
+        for t in targets:  # fill each sentinel's gap with what the target says of it
+            back.setdefault(t, []) and None if t >= 950 else back[list(back)[-1]].append(t)
+        whole = [x for t in inputs[1:] for x in (back[t] if t >= 950 else [t])]
+        assert whole == ids[row, :n].tolist()
+    assert sum(t < 900 for t in asked[0, : asked_n[0]].tolist()) == hidden
+
+
+def test_s_is_a_prefix_and_the_rest():
+    ids, ((read, read_n), (asked, asked_n)) = made("S 0.25", [40] * 50)
+    for row in range(50):
+        inputs, targets = read[row, : read_n[row]].tolist(), asked[row, : asked_n[row]].tolist()
+        assert inputs[0] == 902 and inputs[1:] + targets == ids[row].tolist() and 1 <= len(targets) <= 20
+    assert asked_n.float().mean().item() / 40 == pytest.approx(0.25, abs=0.05)
+
+
+@pytest.mark.parametrize("text", ["R 3 0.15", "X 3 0.5", "S 0.25"])
+def test_cut_rows_just_fit(text):
+    _, span, rate = denoiser(text)
+    for width in (8, 64, 512):
+        n = fitting(width, span, rate)
+        taken = [m + 1 + (0 if span == float("inf") else 2 * int(span_counts(*map(torch.tensor, ([m], [rate], [span])))[1])) for m in (n, n + 1)]
+        assert taken[0] <= width < taken[1]
+
+
+def test_a_causal_batch_trains_on_the_targets_only():
+    nouns = world("text")
+    model, data = nouns["model"], nouns["data"]
+    loop = type("Loop", (), {"model": model, "data": data, "t": 0, "rng": lambda self, *key: Run(0).rng(*key)})()
+    part = UL2(specials=tuple(UL2.tiny["specials"]))
+    batch = data.batch(range(64), model)
+    got = part.batch(loop, part.start(loop), batch)
+    assert got["input_ids"].shape == batch["input_ids"].shape
+    trained = got["labels"] != -100
+    assert torch.equal(got["labels"][trained], got["input_ids"][trained])
+    assert set(got["input_ids"][:, 0].tolist()) == set(part.specials[:3])
+    share = trained.sum() / got["attention_mask"].sum()
+    assert 0.25 < share < 0.5 and not (trained & (got["attention_mask"] == 0)).any()
+    assert part.batch(loop, part.start(loop), batch)["input_ids"].equal(got["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"specials": ()}, "specials"),
+        ({"denoisers": ("R 3 1.5",)}, "denoisers"),
+        ({"denoisers": ("Z 3 0.5",)}, "denoisers"),
+        ({"weights": (1.0,)}, "weights"),
+        ({"specials": (5, 6, 7, 8)}, "sentinels"),
+        ({"share": 2.0}, "share"),
+    ],
+)
+def test_bad_fields_are_named(fields, said):
+    nouns = world("text")
+    with pytest.raises(ValueError, match=said):
+        Run(0).fit(nouns["model"], nouns["data"], UL2(**{"specials": tuple(UL2.tiny["specials"]), **fields}), steps=1, **HOW["text"])

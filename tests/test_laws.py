@@ -1,0 +1,61 @@
+"""The contract of every method in the index: each law, on each method it holds for."""
+
+import itertools
+
+import pytest
+import torch
+
+from trainlore import checks
+from trainlore.registry import index, load
+from trainlore.slots import Clash
+
+CASES = [(law, name) for name in sorted(index()) for law in checks.laws(name)]
+NAMES = [n for n in sorted(index()) if index()[n]["kind"] == "Part"]
+
+
+@pytest.mark.parametrize(("law", "name"), CASES, ids=[f"{n}-{law.__name__}" for law, n in CASES])
+def test_law(law, name):
+    if why := getattr(load(name), "known", {}).get(law.__name__):
+        with pytest.raises((AssertionError, Clash, ValueError)):  # an exception that no longer holds must go
+            law(name)
+        pytest.xfail(why)
+    law(name)
+
+
+def in_world(world):
+    return [n for n in NAMES if load(n).tiny["world"] == world]
+
+
+PAIRS = [(a, b) for w in checks.tiny.NAMES for a, b in itertools.permutations(in_world(w), 2)]
+SOME = [p for i, p in enumerate(PAIRS) if i % 7 == 0]  # `make evidence` runs them all
+
+
+@pytest.mark.parametrize(("a", "b"), PAIRS, ids=[f"{a}+{b}" for a, b in PAIRS])
+def test_pair(a, b, request):
+    """Two parts train to finite weights or clash with a reason, and a null is nothing in company too."""
+    if (a, b) not in SOME and not request.config.getoption("--all-pairs"):
+        pytest.skip("one pair in seven unless --all-pairs")
+    nouns = checks.nouns_of(a)
+    try:
+        both, _ = checks.fitted(a, checks.make(a, nouns), checks.make(b, nouns), nouns=nouns, steps=3)
+    except Clash as why:
+        assert str(why)
+        return
+    assert all(v.isfinite().all() for v in both.net.state_dict().values() if v.is_floating_point())
+    null = load(b).null
+    if null is None:
+        return
+    alone_nouns, nouns = checks.nouns_of(a), checks.nouns_of(a)
+    alone, _ = checks.fitted(a, checks.make(a, alone_nouns), nouns=alone_nouns, steps=3)
+    company, _ = checks.fitted(a, checks.make(a, nouns), checks.make(b, nouns, **null), nouns=nouns, steps=3)
+    mine, theirs = alone.net.state_dict(), company.net.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[k], theirs[k]) for k in mine), f"{b} at its null changes {a}"
+
+
+def test_every_method_has_a_test_of_its_own():
+    from pathlib import Path
+
+    have = {p.stem.removeprefix("test_") for p in (Path(__file__).parent / "methods").rglob("test_*.py")}
+    files = {e["at"].partition(":")[0].rpartition(".")[2] for n, e in index().items() if "from" not in e}
+    assert files <= have, f"no test file for {sorted(files - have)}"
