@@ -24,7 +24,9 @@ def processor() -> str:
 def main() -> int:
     import os
 
-    said = [f"# Benchmarks\n\n{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}. Ratios are of one run.\n"]
+    said = [
+        f"# Benchmarks\n\n{time.strftime('%Y-%m-%d')}, {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}. Ratios are of one run.\n"
+    ]
     failed = 0
     for command in RUNS:
         print("\n$", *command, flush=True)

@@ -94,7 +94,9 @@ def main() -> None:
     mine = statistics.median(times["ours"])
     for name, found in times.items():
         middle = statistics.median(found)
-        print(f"{name:22s} {middle * 1e3:8.1f} ms a step (best {min(found) * 1e3:.1f}); ours takes {mine / middle:.3f} of its time")
+        print(
+            f"{name:22s} {middle * 1e3:8.1f} ms a step (best {min(found) * 1e3:.1f}); ours takes {mine / middle:.3f} of its time"
+        )
 
 
 if __name__ == "__main__":

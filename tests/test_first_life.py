@@ -29,7 +29,12 @@ def toy():
             body["steps"] = 24 if body["as"] == "pretrained" else 4
             body["batch_size"] = 2
             body["precision"] = "fp32"
-        changes = {"dsir": {"tokens": 20_000}, "bpe": {"vocab": 600}, "flexround": {"steps": 3, "rows": 4}, "samples": {"rows": 2, "new": 4}}
+        changes = {
+            "dsir": {"tokens": 20_000},
+            "bpe": {"vocab": 600},
+            "flexround": {"steps": 3, "rows": 4},
+            "samples": {"rows": 2, "new": 4},
+        }
         if name == "random_rows":
             body.update({"tokens": 20_000 if body["as"] == "random" else 3_000})
         body.update(changes.get(name, {}))
@@ -61,7 +66,9 @@ def test_the_saved_model_loads_with_the_library_everyone_uses(lived):
     folder, nouns = lived
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     assert AutoTokenizer.from_pretrained(folder / "model").eos_token_id == model.config.eos_token_id
-    assert pipeline("text-generation", model=str(folder / "model"))("Return the", max_new_tokens=3)[0]["generated_text"].startswith("Return the")
+    assert pipeline("text-generation", model=str(folder / "model"))("Return the", max_new_tokens=3)[0][
+        "generated_text"
+    ].startswith("Return the")
     import torch
 
     ours, theirs = nouns["saved"].net.state_dict(), model.state_dict()
@@ -70,7 +77,18 @@ def test_the_saved_model_loads_with_the_library_everyone_uses(lived):
 
 def test_the_report_is_one_page_with_every_section(lived):
     page = (lived[0] / "report.html").read_text()
-    for section in ("Verdicts", "Loss", "Data", "Measurements", "Samples", "Cost", "Switches", "Parity", "Trails", "Recipe"):
+    for section in (
+        "Verdicts",
+        "Loss",
+        "Data",
+        "Measurements",
+        "Samples",
+        "Cost",
+        "Switches",
+        "Parity",
+        "Trails",
+        "Recipe",
+    ):
         assert f"<h2>{section}</h2>" in page
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page

@@ -70,7 +70,10 @@ def main() -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(f"{name:28s} {row['verdict']:20s} {row['difference']:+.4g} (p {row['p']:.2g}, n {row['n']}, {row['seconds']} s)", flush=True)
+            print(
+                f"{name:28s} {row['verdict']:20s} {row['difference']:+.4g} (p {row['p']:.2g}, n {row['n']}, {row['seconds']} s)",
+                flush=True,
+            )
     return int(bool(failed))
 
 

@@ -104,5 +104,7 @@ def overview() -> str:
         lines += [f"\n## {family}\n", "| method | what it does | kind | paper | here |", "|---|---|---|---|---|"]
         for name, e in sorted(index().items()):
             if e["card"]["family"] == family:
-                lines.append(f"| [{name}]({name}.md) | {e['summary']} | {e['kind']} | {paper_link(e['card'])} | {verdict(name)} |")
+                lines.append(
+                    f"| [{name}]({name}.md) | {e['summary']} | {e['kind']} | {paper_link(e['card'])} | {verdict(name)} |"
+                )
     return "\n".join(lines) + "\n"

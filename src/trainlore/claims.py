@@ -72,10 +72,19 @@ class Claim:
             work[arm] = bill.work / max(1, seeds)
         difference = np.array(found["method"]) - np.array(found["rival"])
         generator = Run(0).numpy("claim", self.method)
-        low, high = bootstrap_interval(difference, generator) if seeds > 1 else (float(difference[0]), float(difference[0]))
+        low, high = (
+            bootstrap_interval(difference, generator) if seeds > 1 else (float(difference[0]), float(difference[0]))
+        )
         p = float(sign_flip(difference, generator)) if difference.any() else 1.0
         return Outcome(
-            tuple(difference.tolist()), float(np.mean(found["rival"])), float(np.mean(found["method"])), self.better, p, float(low), float(high), work
+            tuple(difference.tolist()),
+            float(np.mean(found["rival"])),
+            float(np.mean(found["method"])),
+            self.better,
+            p,
+            float(low),
+            float(high),
+            work,
         )
 
     def holds(self, sabotaged: bool = False) -> bool:
@@ -107,6 +116,11 @@ class Claim:
 def commit() -> str:
     """The short commit of the tree we run in, "-" outside one."""
     try:
-        return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5).stdout.strip() or "-"
+        return (
+            subprocess.run(
+                ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, timeout=5
+            ).stdout.strip()
+            or "-"
+        )
     except (OSError, subprocess.TimeoutExpired):
         return "-"

@@ -20,7 +20,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 FIRST = "first_life"
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Override a value: seed=1, steps.3.keep=0.2 (a step's number or name).")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a value: seed=1, steps.3.keep=0.2 (a step's number or name)."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -68,7 +71,9 @@ def starters() -> list[Path]:
 
 @app.command()
 def run(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe file or the name of a starter (default: first_life).")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe file or the name of a starter (default: first_life).")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder (default: runs/NAME-TIME).")] = None,
     sets: Sets = None,
     force: Annotated[bool, typer.Option(help="Replace the run folder if it exists.")] = False,
@@ -105,6 +110,8 @@ def resume(
 
 
 def _run(made: Any, folder: Path, quiet: bool, **how: Any) -> None:
+    from transformers.utils import logging
+
     from trainlore.progress import bars
 
     with bars(not quiet and sys.stderr.isatty()) as shown:
@@ -112,6 +119,7 @@ def _run(made: Any, folder: Path, quiet: bool, **how: Any) -> None:
         from trainlore.execute import execute
         from trainlore.runs import Interrupted
 
+        logging.disable_progress_bar()  # one set of bars is enough
         try:
             execute(made, folder, bars=shown, tell=tell, **how)
         except (Interrupted, KeyboardInterrupt):
@@ -130,15 +138,27 @@ def _table(folder: Path) -> None:
 
     record = json.loads((folder / "run.json").read_text())
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for name, side in (("", "right"), ("step", "left"), ("gave", "left"), ("work", "right"), ("seconds", "right"), ("result", "left")):
+    for name, side in (
+        ("", "right"),
+        ("step", "left"),
+        ("gave", "left"),
+        ("work", "right"),
+        ("seconds", "right"),
+        ("result", "left"),
+    ):
         table.add_column(name, justify=side, overflow="fold")  # type: ignore[arg-type]
     for s in record["steps"]:
         seconds = f"{s['seconds']:.1f}" + ("*" if s["cached"] else "")
-        table.add_row(str(s["number"]), s["name"], "$" + s["as"], f"{s['work']:.2g}" if s["work"] else "", seconds, brief(s))
+        table.add_row(
+            str(s["number"]), s["name"], "$" + s["as"], f"{s['work']:.2g}" if s["work"] else "", seconds, brief(s)
+        )
     console = Console()
     console.print(table)
     total = sum(s["seconds"] for s in record["steps"] if not s["cached"])
-    console.print(f"\n{total:.0f} s, {record['meter']['work']:.3g} FLOPs" + ("   (* from an earlier run)" if any(s["cached"] for s in record["steps"]) else ""))
+    console.print(
+        f"\n{total:.0f} s, {record['meter']['work']:.3g} FLOPs"
+        + ("   (* from an earlier run)" if any(s["cached"] for s in record["steps"]) else "")
+    )
     if dead := sorted({e["part"] for s in record["steps"] for e in s["effects"] if e["dead"]}):
         console.print(f"[red]dead switches: {', '.join(dead)} did nothing[/red]")
     console.print(f"report: [bold]{folder / 'report.html'}[/bold]", highlight=False)
@@ -151,12 +171,16 @@ def brief(step: dict[str, Any]) -> str:
         return words + (f" of {step['rows_in']:,}" if step.get("rows_in") and not step.get("made") else "")
     if step["noun"] == "Model":
         words = f"{step['model']['size'] / 1e6:.2f} M weights"
-        return words + (f", loss {step['curve']['loss'][-1]:.3f}" if step.get("curve") and step["kind"] == "Fit" else "")
+        return words + (
+            f", loss {step['curve']['loss'][-1]:.3f}" if step.get("curve") and step["kind"] == "Fit" else ""
+        )
     return ", ".join(f"{m['metric']} {m['value']:.4g}" for m in step["report"][:3])
 
 
 @app.command()
-def validate(recipe: Annotated[str, typer.Argument(help="A recipe file or the name of a starter.")], sets: Sets = None) -> None:
+def validate(
+    recipe: Annotated[str, typer.Argument(help="A recipe file or the name of a starter.")], sets: Sets = None
+) -> None:
     """Check a recipe without running it: every error at once, with the nearest names. Loads no method."""
     from trainlore import recipe as recipes
 
@@ -171,7 +195,9 @@ def validate(recipe: Annotated[str, typer.Argument(help="A recipe file or the na
 @app.command()
 def prepare(
     recipe: Annotated[str, typer.Argument(help="A recipe file or the name of a starter.")] = FIRST,
-    debug: Annotated[bool, typer.Option(help="Show tokens, masks, packed boundaries, kept and dropped rows with scores.")] = False,
+    debug: Annotated[
+        bool, typer.Option(help="Show tokens, masks, packed boundaries, kept and dropped rows with scores.")
+    ] = False,
     rows: Annotated[int, typer.Option(help="How many rows to show of each.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Keep the prepared data here (default: runs/prepared-NAME).")] = None,
     sets: Sets = None,
@@ -189,8 +215,13 @@ def do(
     method: Annotated[str, typer.Argument(help="The name of a step: see trainlore ls.")],
     data: Annotated[str | None, typer.Option(help="A file, folder, world:NAME/PART or hub:ID.")] = None,
     model: Annotated[str | None, typer.Option(help="A preset, a Hugging Face folder or id.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the result goes: .jsonl .csv .parquet, a folder for a model, .json for a report.")] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", help="A field: keep=0.2, target=dev.jsonl (nouns by their source).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the result goes: .jsonl .csv .parquet, a folder for a model, .json for a report."),
+    ] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="A field: keep=0.2, target=dev.jsonl (nouns by their source).")
+    ] = None,
     seed: int = 0,
     force: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
 ) -> None:
@@ -208,7 +239,9 @@ def ls(
     family: Annotated[str | None, typer.Option(help="Only this family: data, data/select, train/schedule, ...")] = None,
     kind: Annotated[str | None, typer.Option(help="Only Curate, Shape, Fit, Measure or Part.")] = None,
     slot: Annotated[str | None, typer.Option(help="Only parts that act in this slot of the loop.")] = None,
-    verdict: Annotated[str | None, typer.Option(help="Only reproduced, not reproduced here, contradicted or untried.")] = None,
+    verdict: Annotated[
+        str | None, typer.Option(help="Only reproduced, not reproduced here, contradicted or untried.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the methods there are."""
@@ -234,7 +267,17 @@ def ls(
             continue
         if kind and found[1] != kind.capitalize() or slot and slot not in found[2] or verdict and found[3] != verdict:
             continue
-        rows.append({"name": name, "family": found[0], "kind": found[1], "slots": found[2], "verdict": found[3], "summary": e["summary"], "year": e["card"]["year"]})
+        rows.append(
+            {
+                "name": name,
+                "family": found[0],
+                "kind": found[1],
+                "slots": found[2],
+                "verdict": found[3],
+                "summary": e["summary"],
+                "year": e["card"]["year"],
+            }
+        )
     if as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -244,9 +287,13 @@ def ls(
         if r["family"] != before:
             say(f"\n[bold]{r['family']}[/bold]")
             before = r["family"]
-        mark = {"reproduced": "[green]+[/green]", "contradicted": "[red]-[/red]", "untried": "[dim]?[/dim]"}.get(r["verdict"], "[yellow]~[/yellow]")
+        mark = {"reproduced": "[green]+[/green]", "contradicted": "[red]-[/red]", "untried": "[dim]?[/dim]"}.get(
+            r["verdict"], "[yellow]~[/yellow]"
+        )
         say(f"  {mark} {r['name']:<{width}}  [dim]{r['kind']:<7}[/dim] {r['summary']}")
-    say(f"\n{len(rows)} methods   [dim]here: [green]+[/green] reproduced  [yellow]~[/yellow] not reproduced  [red]-[/red] contradicted  ? untried[/dim]")
+    say(
+        f"\n{len(rows)} methods   [dim]here: [green]+[/green] reproduced  [yellow]~[/yellow] not reproduced  [red]-[/red] contradicted  ? untried[/dim]"
+    )
 
 
 @app.command()
@@ -282,7 +329,11 @@ def search(
     if not found:
         raise Bad(f"nothing fits {question!r}; try other words, or trainlore ls")
     for f in found:
-        mark = "[bold]" + f["name"] + "[/bold]" if f["what"] == "method" else f"[dim]{f['name']} (paper, no method yet)[/dim]"
+        mark = (
+            "[bold]" + f["name"] + "[/bold]"
+            if f["what"] == "method"
+            else f"[dim]{f['name']} (paper, no method yet)[/dim]"
+        )
         say(f"{f['score']:6.1f}  {mark}  {f['text']}")
 
 
@@ -296,7 +347,11 @@ def papers(
     from trainlore.papers import papers as all_papers
     from trainlore.registry import index
 
-    rows = [p for p in all_papers(index()) if (not family or p["family"].startswith(family)) and not (missing and p["methods"])]
+    rows = [
+        p
+        for p in all_papers(index())
+        if (not family or p["family"].startswith(family)) and not (missing and p["methods"])
+    ]
     if as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -316,7 +371,14 @@ def cp(
     found = {p.stem: p for p in starters()}
     if name is None:
         for stem, path in found.items():
-            first = next((line.partition("name:")[2].strip() for line in path.read_text().splitlines() if line.startswith("name:")), "")
+            first = next(
+                (
+                    line.partition("name:")[2].strip()
+                    for line in path.read_text().splitlines()
+                    if line.startswith("name:")
+                ),
+                "",
+            )
             say(f"[bold]{stem}[/bold]  {first}")
         return
     if name not in found:
@@ -337,7 +399,9 @@ def cp(
 def trail(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     row: Annotated[int | None, typer.Option(help="The id of a row.")] = None,
-    of: Annotated[str | None, typer.Option(help="The noun whose row it is (default: the first data of the recipe).")] = None,
+    of: Annotated[
+        str | None, typer.Option(help="The noun whose row it is (default: the first data of the recipe).")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="The name of a model of the run; '' for the last one.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -352,7 +416,9 @@ def trail(
             print(json.dumps(lines, indent=1))
             return
         for line in lines:
-            scores = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in line["scores"].items())
+            scores = ", ".join(
+                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in line["scores"].items()
+            )
             say(f"{line['step']:2d} {line['method']:<22} row {line['row']:<8} [bold]{line['what']}[/bold]  {scores}")
             say(f"     [dim]{line['text'][:110]!r}[/dim]")
         return
@@ -362,7 +428,9 @@ def trail(
         return
     for s in steps:
         data = f"  data ${s['wires']['data']}" if "data" in s["wires"] else ""
-        say(f"{s['number']:2d} [bold]{s['name']}[/bold] → ${s['as']}{data}  {s['work']:.3g} FLOPs, {s['seconds']:.1f} s, {brief(s)}")
+        say(
+            f"{s['number']:2d} [bold]{s['name']}[/bold] → ${s['as']}{data}  {s['work']:.3g} FLOPs, {s['seconds']:.1f} s, {brief(s)}"
+        )
 
 
 @app.command()
@@ -443,7 +511,9 @@ def main() -> None:
             raise SystemExit(getattr(error, "exit_code", 2)) from None
         if full:
             raise
-        _complain(f"{type(error).__name__}: {error}\n(this looks like a fault of ours or of a method; --traceback shows where)")
+        _complain(
+            f"{type(error).__name__}: {error}\n(this looks like a fault of ours or of a method; --traceback shows where)"
+        )
         raise SystemExit(1) from None
 
 

@@ -45,7 +45,14 @@ class Effects:
             off = part.null is not None and all(getattr(part, k) == v for k, v in part.null.items())
             only_looks = all(s in BLIND for s in SLOTS if fills(part, s)) and not fills(part, "attach")
             dead = not off and not only_looks and not any(did.values())
-            rows.append({"part": type(part).card["name"] if hasattr(type(part), "card") else type(part).__name__, "did": did, "null": off, "dead": dead})
+            rows.append(
+                {
+                    "part": type(part).card["name"] if hasattr(type(part), "card") else type(part).__name__,
+                    "did": did,
+                    "null": off,
+                    "dead": dead,
+                }
+            )
         return rows
 
     # ---- the three ways a slot's call is watched

@@ -42,12 +42,18 @@ def execute(
     run = Run(recipe.spec.seed, folder, bars)
     book = _Book(recipe, run, folder)
     store = stores.Store(folder.parent / ".store") if folder is not None else None
-    nouns: dict[str, _Noun] = {name: _given(name, source, recipe.spec.seed) for name, source in recipe.spec.given.items()}
+    nouns: dict[str, _Noun] = {
+        name: _given(name, source, recipe.spec.seed) for name, source in recipe.spec.given.items()
+    }
     try:
         with _interruptible(run), run.meter.running():
             for number, step in enumerate(recipe.steps, 1):
                 nouns[step.gives] = _one(run, book, store, number, step, nouns, strict, tell)
-                if step.kind in ("Shape", "Fit") and (moved := step.wires.get("model")) in step.last and moved != step.gives:
+                if (
+                    step.kind in ("Shape", "Fit")
+                    and (moved := step.wires.get("model")) in step.last
+                    and moved != step.gives
+                ):
                     nouns[moved].forget()  # it was moved into the step, not copied, and is another model now
                 if run.interrupted and number < len(recipe.steps):
                     raise Interrupted
@@ -69,7 +75,8 @@ class _Noun:
     """A noun by the key of what made it, fetched when somebody wants it."""
 
     def __init__(self, key: str, fetch: Callable[[], Any]) -> None:
-        self.key, self.fetch, self.value, self.gone = key, fetch, None, False
+        self.key, self.fetch, self.gone = key, fetch, False
+        self.value: Any = None
 
     def get(self) -> Any:
         if self.value is None:
@@ -108,13 +115,22 @@ def _given(name: str, source: Any, seed: int) -> _Noun:
 
 
 def _one(
-    run: Run, book: _Book, store: stores.Store | None, number: int, step: Step, nouns: dict[str, _Noun], strict: bool, tell: Callable[[str], None]
+    run: Run,
+    book: _Book,
+    store: stores.Store | None,
+    number: int,
+    step: Step,
+    nouns: dict[str, _Noun],
+    strict: bool,
+    tell: Callable[[str], None],
 ) -> _Noun:
     """One step: from the store if it was finished before, else run, measured and kept."""
     label = f"{number:02d}-{step.gives}"
     run.label, run._fits, run.effects, run.parity = label, 0, [], []
 
-    made_from = {n: nouns[n].key for n in sorted(refs(step.fields) | refs([f for _, f in step.parts]) | set(step.wires.values()))}
+    made_from = {
+        n: nouns[n].key for n in sorted(refs(step.fields) | refs([f for _, f in step.parts]) | set(step.wires.values()))
+    }
     sources = [entry(m)["source"] for m in (step.name, *(p for p, _ in step.parts)) if m not in ("train", "save")]
     key = stores.hash_of(ENGINE, step.name, sources, step.fields, step.wires, step.parts, made_from, run.seed)
     title = "train" if step.name == "train" else step.name
@@ -131,7 +147,13 @@ def _one(
     result = _run(run, step, nouns)
     after = run.meter.state()
     record = {k: after[k] - before[k] for k in ("forward", "backward", "tokens", "rows", "work")}
-    record |= {"seconds": time.perf_counter() - start, "peak": after["peak"], "effects": run.effects, "parity": run.parity, "cached": False}
+    record |= {
+        "seconds": time.perf_counter() - start,
+        "peak": after["peak"],
+        "effects": run.effects,
+        "parity": run.parity,
+        "cached": False,
+    }
     if dead := [e["part"] for e in run.effects if e["dead"]]:
         message = f"{step.where}: {', '.join(dead)} did nothing in any step that was looked at: a dead switch"
         tell(f"   [red]{message}[/red]")
@@ -170,7 +192,15 @@ def _run(run: Run, step: Step, nouns: dict[str, _Noun]) -> Any:
         before = run.meter.work
         start = time.perf_counter()
         model = run.fit(main["model"], main["data"], *parts, **fields)
-        model.trail = (*model.trail, {"method": "train", "step": run.label, "seconds": time.perf_counter() - start, "work": run.meter.work - before})
+        model.trail = (
+            *model.trail,
+            {
+                "method": "train",
+                "step": run.label,
+                "seconds": time.perf_counter() - start,
+                "work": run.meter.work - before,
+            },
+        )
         return model
     return run.step(build(step.name, step.fields, everything), *main.values())
 
@@ -208,12 +238,20 @@ def describe(noun: Any) -> dict[str, Any]:
     """What the run's record says of a noun: composition of data, curve of a model, summary of a report."""
     if isinstance(noun, Data):
         last = noun.trail[-1] if noun.trail else {}
-        return {"noun": "Data", "data": composition(noun), **{k: last[k] for k in ("rows_in", "rows_out", "columns", "made") if k in last}}
+        return {
+            "noun": "Data",
+            "data": composition(noun),
+            **{k: last[k] for k in ("rows_in", "rows_out", "columns", "made") if k in last},
+        }
     if isinstance(noun, Model):
         curve = noun.about.get("curve")
         thin = max(1, len(curve["t"]) // 400) if curve else 1
         shown = {k: v[::thin] for k, v in curve.items()} if curve else None
-        return {"noun": "Model", "model": {"class": type(noun.net).__name__, "size": noun.size, "kind": noun.kind}, "curve": shown}
+        return {
+            "noun": "Model",
+            "model": {"class": type(noun.net).__name__, "size": noun.size, "kind": noun.kind},
+            "curve": shown,
+        }
     return {"noun": "Report", "report": noun.summary()}
 
 
@@ -241,7 +279,9 @@ def composition(data: Data) -> dict[str, Any]:
         weight = lengths if lengths is not None else np.ones(len(data))
         sizes = np.bincount(where, weights=weight)
         rows = np.bincount(where)
-        found["domains"] = {str(n): {"rows": int(r), "size": float(s)} for n, r, s in zip(names, rows, sizes, strict=True)}
+        found["domains"] = {
+            str(n): {"rows": int(r), "size": float(s)} for n, r, s in zip(names, rows, sizes, strict=True)
+        }
     return found
 
 
@@ -262,8 +302,15 @@ def _outcomes(report: Report, path: Path) -> None:
 
 def model_card(model: Model, run: Run) -> str:
     """The README.md of a saved model: what made it, step by step, and the recipe itself."""
-    recipe = (run.folder / "recipe.yaml").read_text() if run.folder is not None and (run.folder / "recipe.yaml").exists() else ""
-    steps = "\n".join(f"| {e['method']} | {e.get('step', '')} | {e.get('work', 0):.3g} | {e.get('seconds', 0):.1f} |" for e in model.trail)
+    recipe = (
+        (run.folder / "recipe.yaml").read_text()
+        if run.folder is not None and (run.folder / "recipe.yaml").exists()
+        else ""
+    )
+    steps = "\n".join(
+        f"| {e['method']} | {e.get('step', '')} | {e.get('work', 0):.3g} | {e.get('seconds', 0):.1f} |"
+        for e in model.trail
+    )
     return (
         "---\nlibrary_name: transformers\ntags: [trainlore]\n---\n\n# A model made by a Trainlore recipe\n\n"
         f"| method | step | work (FLOPs) | seconds |\n|---|---|---|---|\n{steps}\n\n## Recipe\n\n```yaml\n{recipe}```\n"
@@ -294,7 +341,9 @@ class _Book:
     def add(self, number: int, step: Step, key: str, record: dict[str, Any]) -> None:
         self.record.pop("current", None)
         wires = {"fields": step.fields, "wires": step.wires, "with": [{n: f} for n, f in step.parts]}
-        self.record["steps"].append({"number": number, "name": step.name, "kind": step.kind, "as": step.gives, "key": key, **wires, **record})
+        self.record["steps"].append(
+            {"number": number, "name": step.name, "kind": step.kind, "as": step.gives, "key": key, **wires, **record}
+        )
         self.write()
 
     def close(self, state: str, error: str = "") -> None:
@@ -323,7 +372,17 @@ def environment() -> dict[str, Any]:
     from trainlore.claims import commit
 
     packages = {}
-    for name in ("torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy", "scipy", "scikit-learn", "peft"):
+    for name in (
+        "torch",
+        "transformers",
+        "tokenizers",
+        "datasets",
+        "pyarrow",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "peft",
+    ):
         with contextlib.suppress(PackageNotFoundError):
             packages[name] = version(name)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
@@ -387,5 +446,3 @@ def _interruptible(run: Run) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, old)
-
-

@@ -16,7 +16,7 @@ def _axes(width: float = 8.0, height: float = 3.2, columns: int = 1, rows: int =
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    style = {
+    style: Any = {
         "svg.fonttype": "none",
         "font.family": "sans-serif",
         "font.size": 9,
@@ -28,7 +28,7 @@ def _axes(width: float = 8.0, height: float = 3.2, columns: int = 1, rows: int =
         "axes.spines.top": False,
         "axes.spines.right": False,
         "legend.frameon": False,
-        "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+        "axes.prop_cycle": plt.cycler(color=COLOURS),
         "svg.hashsalt": "trainlore",
     }
     with plt.rc_context(style):
@@ -36,7 +36,7 @@ def _axes(width: float = 8.0, height: float = 3.2, columns: int = 1, rows: int =
     return plt, figure, axes.reshape(-1), style
 
 
-def _svg(plt: Any, figure: Any, style: dict, caption: str) -> str:
+def _svg(plt: Any, figure: Any, style: Any, caption: str) -> str:
     with plt.rc_context(style):
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -68,7 +68,14 @@ def curves(fits: list[dict[str, Any]], predicted: dict[str, dict[str, Any]]) -> 
         note = predicted[s["as"]]
         _curve(ax, s, COLOURS[0])
         shown = [i for i, t in enumerate(note["curve"]["t"]) if t >= 0.05 * note["curve"]["t"][-1]]
-        ax.plot([note["curve"]["t"][i] for i in shown], [note["curve"]["predicted"][i] for i in shown], color=INK, linewidth=1.3, linestyle="--", label="law")
+        ax.plot(
+            [note["curve"]["t"][i] for i in shown],
+            [note["curve"]["predicted"][i] for i in shown],
+            color=INK,
+            linewidth=1.3,
+            linestyle="--",
+            label="law",
+        )
         ax.axvline(note["fitted_to"], color=INK, linewidth=0.6, alpha=0.6)
         ax.annotate(" fitted to here", (note["fitted_to"], ax.get_ylim()[1]), va="top", fontsize=8, color=INK)
         ax.set_xlabel("step")
@@ -108,7 +115,11 @@ def domains(steps: list[dict]) -> str:
         whole, left = sum(v["size"] for v in s["data"]["domains"].values()) or 1.0, 0.0
         for at, d in enumerate([*top, "others"]):
             here = s["data"]["domains"]
-            share = here.get(d, {"size": 0})["size"] if d != "others" else sum(v["size"] for k, v in here.items() if k not in top)
+            share = (
+                here.get(d, {"size": 0})["size"]
+                if d != "others"
+                else sum(v["size"] for k, v in here.items() if k not in top)
+            )
             ax.barh(row, share / whole, left=left, color=COLOURS[at], height=0.72, label=d if row == 0 else None)
             left += share / whole
     ax.set_yticks(range(len(steps)), [f"{s['number']} {s['name']}" for s in steps])

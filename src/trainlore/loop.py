@@ -86,7 +86,9 @@ def fit(
     check(parts, with_made(data.kinds))
     place = choose_device(device)
     model.net.to(place)
-    total, limit = planned(data, batch_size, steps=steps, epochs=epochs, tokens=tokens, rows=rows, seconds=seconds, work=work)
+    total, limit = planned(
+        data, batch_size, steps=steps, epochs=epochs, tokens=tokens, rows=rows, seconds=seconds, work=work
+    )
     loop = Loop(run, model, data, total, batch_size, place)
     weights_before = {n: p.requires_grad for n, p in model.net.named_parameters()}
     with run.global_rng("start"):
@@ -104,7 +106,9 @@ def fit(
     effects = Effects(lambda: trained)
     for part in parts:
         if fills(part, "attach"):
-            effects.note(part, "attach", float({n: p.requires_grad for n, p in net.named_parameters()} != weights_before))
+            effects.note(
+                part, "attach", float({n: p.requires_grad for n, p in net.named_parameters()} != weights_before)
+            )
     autocast = torch.autocast(place.type, torch.bfloat16) if use_bf16(precision, place) else nullcontext()
     sampler = Sampler(len(data), lambda *key: loop.rng(*key))
 
@@ -203,8 +207,16 @@ def fit(
                 update()
             loop.t += 1
             loop.spent = spent()
-            record = {"t": loop.t, "loss": loss, "rate": factor, "lr": base_lr[0] * factor, "work": here.work, "tokens": here.tokens}
-            curve["t"].append(loop.t), curve["loss"].append(loss), curve["rate"].append(factor)
+            record = {
+                "t": loop.t,
+                "loss": loss,
+                "rate": factor,
+                "lr": base_lr[0] * factor,
+                "work": here.work,
+                "tokens": here.tokens,
+            }
+            for key, value in (("t", loop.t), ("loss", loss), ("rate", factor)):
+                curve[key].append(value)
             watch(record)
             run.log(record, often=loop.t % max(1, total // CURVE) == 0)
             bar(1, loss=loss)
@@ -250,8 +262,13 @@ def probe_of(data: Data, model: Model) -> Batch:
 def adamw(params: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW whose decay touches matrices only; fused where the weights allow it."""
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in params)
-    groups = [{"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay}, {"params": [p for p in params if p.dim() < 2]}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
+    groups = [
+        {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in params if p.dim() < 2]},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused
+    )
 
 
 def mean_of(values: Tensor, kind: str, piece: Batch, batch: Batch) -> Tensor:
@@ -302,7 +319,11 @@ def use_bf16(precision: str, device: torch.device) -> bool:
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (
+        device.type == "cpu"
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def prepared(model: Model, data: Data, truncate: bool) -> Data:
@@ -318,9 +339,13 @@ def prepared(model: Model, data: Data, truncate: bool) -> Data:
         if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu" and labels.ndim == 1:
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or logits and high >= logits:
-                raise Bad(f"labels run from {low} to {high}; the model knows {f'0 to {logits - 1}' if logits else 'none below 0'}")
+                raise Bad(
+                    f"labels run from {low} to {high}; the model knows {f'0 to {logits - 1}' if logits else 'none below 0'}"
+                )
         else:
-            raise Bad(f"column 'label' holds {data.table['label'].type}, not class numbers: map them to 0, 1, 2, ... first")
+            raise Bad(
+                f"column 'label' holds {data.table['label'].type}, not class numbers: map them to 0, 1, 2, ... first"
+            )
     return data
 
 

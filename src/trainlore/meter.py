@@ -114,7 +114,14 @@ def _after(net: Any, args: tuple, kwargs: dict, out: Any) -> None:
     meter.forward += work
     meter.rows += len(x)
     meter.tokens += x.numel() if not x.is_floating_point() else len(x)
-    result = next((v for v in (out, getattr(out, "logits", None), getattr(out, "last_hidden_state", None)) if isinstance(v, Tensor)), None)
+    result = next(
+        (
+            v
+            for v in (out, getattr(out, "logits", None), getattr(out, "last_hidden_state", None))
+            if isinstance(v, Tensor)
+        ),
+        None,
+    )
     if result is not None and result.requires_grad and torch.is_grad_enabled():
         share = net._trained
 

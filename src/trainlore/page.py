@@ -91,7 +91,10 @@ def _head(record: dict) -> str:
     gates = [p for s in steps for p in s["parity"]]
     cards = [
         (big(record.get("meter", {}).get("work", 0.0), "FLOP"), "work, all networks"),
-        (f"{int(seconds // 60)} min {int(seconds % 60)} s" if seconds >= 60 else f"{seconds:.0f} s", "of steps that ran"),
+        (
+            f"{int(seconds // 60)} min {int(seconds % 60)} s" if seconds >= 60 else f"{seconds:.0f} s",
+            "of steps that ran",
+        ),
         (big(sum(s["tokens"] for s in steps)), "tokens through networks"),
         (big(max((s["peak"] for s in steps), default=0), "B"), "peak memory"),
         (str(len(dead)) if dead else "none", "dead switches"),
@@ -118,7 +121,16 @@ def _verdicts(record: dict) -> str:
             line = [f"${esc(s['wires'].get('model', ''))}", rival, f'<span class="{kind}">{esc(n["verdict"])}</span>']
             low, high = n["interval"]
             gap = f"{number(n['difference'])} [{number(low)}, {number(high)}]"
-            rows.append([*line, f"{number(n['model'])} : {number(n['rival'])}", gap, number(n["p"]), number(m["n"]), number(n.get("detectable"))])
+            rows.append(
+                [
+                    *line,
+                    f"{number(n['model'])} : {number(n['rival'])}",
+                    gap,
+                    number(n["p"]),
+                    number(m["n"]),
+                    number(n.get("detectable")),
+                ]
+            )
     if not rows:
         return ""
     head = ["model", "rival", "verdict", "means", "advantage [95 %]", "p", "rows", "detectable"]
@@ -162,7 +174,11 @@ def _data(record: dict) -> str:
         for s in steps
     ]
     out = table(["", "step", "gave", "rows in", "rows out", "in all", "median length"], rows, (3, 4, 5, 6))
-    return out + figures.domains([s for s in steps if s["data"].get("domains")]) + figures.lengths([s for s in steps if "lengths" in s["data"]])
+    return (
+        out
+        + figures.domains([s for s in steps if s["data"].get("domains")])
+        + figures.lengths([s for s in steps if "lengths" in s["data"]])
+    )
 
 
 def _measurements(record: dict) -> str:
@@ -175,13 +191,23 @@ def _measurements(record: dict) -> str:
             groups = "; ".join(f"{esc(k)} {number(v)}" for g in m["groups"].values() for k, v in list(g.items())[:12])
             of = f"${esc(s['wires'].get('model', ''))} on ${esc(s['wires'].get('data', ''))}"
             arrow = {"higher": "↑", "lower": "↓"}.get(m["better"], "")
-            rows.append([f"<b>{esc(m['metric'])}</b> {arrow}", of, number(m["value"]) + error, number(m["n"]), f'<span class="soft">{groups}</span>'])
+            rows.append(
+                [
+                    f"<b>{esc(m['metric'])}</b> {arrow}",
+                    of,
+                    number(m["value"]) + error,
+                    number(m["n"]),
+                    f'<span class="soft">{groups}</span>',
+                ]
+            )
         notes += figures.bins(s)
     return (table(["metric", "of", "value ± standard error", "n", "by group"], rows, (2, 3)) + notes) if rows else ""
 
 
 def _samples(record: dict) -> str:
-    found = [(s, m["notes"]["samples"]) for s in record["steps"] for m in s.get("report", []) if "samples" in m["notes"]]
+    found = [
+        (s, m["notes"]["samples"]) for s in record["steps"] for m in s.get("report", []) if "samples" in m["notes"]
+    ]
     if not found:
         return ""
     prompts: dict[str, dict[str, Any]] = {}
@@ -191,8 +217,15 @@ def _samples(record: dict) -> str:
             mine["by"].append((s["wires"].get("model", "?"), one["completion"]))
     out = ""
     for prompt, mine in list(prompts.items())[:8]:
-        cells = "".join(f'<div class="card"><span>${esc(name)}</span><div>{esc(text) or "<i>(nothing)</i>"}</div></div>' for name, text in mine["by"])
-        reference = f'<div class="card"><span>the people who wrote it</span><div>{esc(mine["reference"])}</div></div>' if mine["reference"] else ""
+        cells = "".join(
+            f'<div class="card"><span>${esc(name)}</span><div>{esc(text) or "<i>(nothing)</i>"}</div></div>'
+            for name, text in mine["by"]
+        )
+        reference = (
+            f'<div class="card"><span>the people who wrote it</span><div>{esc(mine["reference"])}</div></div>'
+            if mine["reference"]
+            else ""
+        )
         out += f'<details open><summary class="soft">{esc(prompt.splitlines()[0][:110])}</summary><pre>{esc(prompt[:600])}</pre><div class="pair">{cells}{reference}</div></details>'
     return out
 
@@ -221,7 +254,13 @@ def _switches(record: dict) -> str:
     for s in record["steps"]:
         for e in s["effects"]:
             did = ", ".join(f"{esc(k)} {number(v)}" for k, v in e["did"].items()) or "nothing"
-            state = '<span class="bad">dead</span>' if e["dead"] else '<span class="soft">at its null</span>' if e["null"] else '<span class="good">acted</span>'
+            state = (
+                '<span class="bad">dead</span>'
+                if e["dead"]
+                else '<span class="soft">at its null</span>'
+                if e["null"]
+                else '<span class="good">acted</span>'
+            )
             rows.append([f"{s['number']} {esc(s['as'])}", f"<b>{esc(e['part'])}</b>", state, did])
     note = '<p class="soft">Measured by the engine on a few steps: the largest relative change each part made in each slot. Looking on (watch) and stopping cannot be told from doing nothing.</p>'
     return table(["training", "part", "", "largest change, by slot"], rows) + note if rows else ""
@@ -231,11 +270,38 @@ def _parity(record: dict) -> str:
     rows = []
     for s in record["steps"]:
         for p in s["parity"]:
-            change = f"{p['loss_change']:+.4f}" + (f" ± {p['loss_stderr']:.4f}" if p.get("loss_stderr") else "") if "loss_change" in p else "–"
+            change = (
+                f"{p['loss_change']:+.4f}" + (f" ± {p['loss_stderr']:.4f}" if p.get("loss_stderr") else "")
+                if "loss_change" in p
+                else "–"
+            )
             gate = "–" if p["tolerance"] is None else number(p["tolerance"])
-            verdict = '<span class="soft">not gated</span>' if p["tolerance"] is None else '<span class="good">passed</span>' if p["passed"] else '<span class="bad">failed</span>'
-            rows.append([f"{s['number']} <b>{esc(p['method'])}</b>", number(p["distance"]), gate, verdict, change, number(p["rows"])])
-    return table(["change of form", "distance of logits", "tolerance", "", "paired change of loss (nats)", "rows"], rows, (1, 2, 4, 5)) if rows else ""
+            verdict = (
+                '<span class="soft">not gated</span>'
+                if p["tolerance"] is None
+                else '<span class="good">passed</span>'
+                if p["passed"]
+                else '<span class="bad">failed</span>'
+            )
+            rows.append(
+                [
+                    f"{s['number']} <b>{esc(p['method'])}</b>",
+                    number(p["distance"]),
+                    gate,
+                    verdict,
+                    change,
+                    number(p["rows"]),
+                ]
+            )
+    return (
+        table(
+            ["change of form", "distance of logits", "tolerance", "", "paired change of loss (nats)", "rows"],
+            rows,
+            (1, 2, 4, 5),
+        )
+        if rows
+        else ""
+    )
 
 
 def _trails(folder: Path, record: dict) -> str:
@@ -259,9 +325,18 @@ def _trails(folder: Path, record: dict) -> str:
         lines = trail.row(folder, int(id), first["from"])
         rows = []
         for line in lines:
-            scores = ", ".join(f"{esc(k)} {number(v) if isinstance(v, int | float) else esc(v)}" for k, v in line["scores"].items())
+            scores = ", ".join(
+                f"{esc(k)} {number(v) if isinstance(v, int | float) else esc(v)}" for k, v in line["scores"].items()
+            )
             kind = "good" if line["what"] == "kept" else "bad" if line["what"] == "dropped" else "soft"
-            rows.append([f"{line['step']} {esc(line['method'])}", f'<span class="{kind}">{esc(line["what"])}</span>', scores, f'<span class="soft">{esc(line["text"][:90])}</span>'])
+            rows.append(
+                [
+                    f"{line['step']} {esc(line['method'])}",
+                    f'<span class="{kind}">{esc(line["what"])}</span>',
+                    scores,
+                    f'<span class="soft">{esc(line["text"][:90])}</span>',
+                ]
+            )
         end = lines[-1]["what"] if lines else ""
         out += f"<details><summary>row {id} of ${esc(first['from'])}: {esc(end)} by {esc(lines[-1]['method']) if lines else ''}</summary>{table(['step', '', 'scores', ''], rows)}</details>"
     return out

@@ -53,7 +53,11 @@ def _chosen(step: Any, nouns: dict[str, Any], rows: int) -> None:
     if not isinstance(given, Data):
         return
     say(f"\n[bold]{step.name}[/bold]: {len(given):,} rows → {len(out):,}")
-    new = [c for c in out.columns if c not in given.columns and c not in ("input_ids", "labels", "segment_ids", "position_ids", "parents")]
+    new = [
+        c
+        for c in out.columns
+        if c not in given.columns and c not in ("input_ids", "labels", "segment_ids", "position_ids", "parents")
+    ]
     if not rows or "text" not in out.columns or out.table.num_rows != given.table.num_rows:
         return
     lost = np.setdiff1d(given.ids, out.ids)[:rows]

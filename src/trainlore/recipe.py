@@ -95,7 +95,9 @@ def _override(raw: Any, text: str) -> None:
     path, mark, value = text.partition("=")
     keys = path.split(".")
     if not mark or keys[0] not in ("name", "seed", "given", "steps") or len(keys) < 2 and keys[0] in ("given", "steps"):
-        raise Bad(f"cannot set {text!r}: write seed=1, given.pool=my.jsonl or steps.3.keep=0.2 (a step's number or name)")
+        raise Bad(
+            f"cannot set {text!r}: write seed=1, given.pool=my.jsonl or steps.3.keep=0.2 (a step's number or name)"
+        )
     here = raw
     for at, key in enumerate(keys[:-1]):
         if isinstance(here, list):
@@ -117,9 +119,13 @@ def _override(raw: Any, text: str) -> None:
 def _pick(steps: list, key: str, text: str) -> Any:
     if key.isdigit() and 1 <= int(key) <= len(steps):
         return steps[int(key) - 1]
-    named = [s for s in steps if isinstance(s, dict) and any(n == key or (b or {}).get("as") == key for n, b in s.items())]
+    named = [
+        s for s in steps if isinstance(s, dict) and any(n == key or (b or {}).get("as") == key for n, b in s.items())
+    ]
     if len(named) != 1:
-        raise Bad(f"cannot set {text!r}: {'no step' if not named else 'more than one step'} is called {key!r}; there are {len(steps)} steps")
+        raise Bad(
+            f"cannot set {text!r}: {'no step' if not named else 'more than one step'} is called {key!r}; there are {len(steps)} steps"
+        )
     return named[0]
 
 
@@ -177,7 +183,9 @@ def _bind(where: str, name: str, body: dict[str, Any], known: dict[str, str]) ->
         if value is None:
             wrong.append(f"say `{wire}: $name`" + _there(known, wanted))
         elif not isinstance(value, str) or not value.startswith("$"):
-            wrong.append(f"`{wire}` names a noun, like ${next((k for k, v in known.items() if v == wanted), 'pool')}, not {value!r}")
+            wrong.append(
+                f"`{wire}` names a noun, like ${next((k for k, v in known.items() if v == wanted), 'pool')}, not {value!r}"
+            )
         elif (error := _ref(value[1:], wanted, known)) is not None:
             wrong.append(error)
         else:
@@ -259,7 +267,9 @@ def convert(value: Any, type_: str) -> Any:
     import typing
 
     try:
-        made = eval(type_, {"__builtins__": {}}, {**PLAIN, "Literal": typing.Literal, "Any": typing.Any})  # ours, from the index
+        made = eval(
+            type_, {"__builtins__": {}}, {**PLAIN, "Literal": typing.Literal, "Any": typing.Any}
+        )  # ours, from the index
     except (NameError, TypeError, SyntaxError):
         return value
     if isinstance(value, str) and AMOUNT.fullmatch(value) and re.search(r"\b(int|float)\b", type_):

@@ -39,7 +39,9 @@ def scan(folder: Path, package: str) -> dict[str, dict[str, Any]]:
 
 
 def _entry(node: ast.ClassDef, module: str, source: str) -> dict[str, Any] | None:
-    mark = next((d for d in node.decorator_list if isinstance(d, ast.Call) and getattr(d.func, "id", "") == "method"), None)
+    mark = next(
+        (d for d in node.decorator_list if isinstance(d, ast.Call) and getattr(d.func, "id", "") == "method"), None
+    )
     if mark is None:
         return None
     verb = next((getattr(b, "id", "") for b in node.bases if getattr(b, "id", "") in VERBS), None)
@@ -50,19 +52,39 @@ def _entry(node: ast.ClassDef, module: str, source: str) -> dict[str, Any] | Non
     except ValueError:
         raise Bad(f"{module}: @method takes literals only") from None
     fields: dict[str, dict[str, Any]] = {}
-    for at, item in enumerate(node.body):
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and "ClassVar" not in ast.unparse(item.annotation):
-            after = node.body[at + 1] if at + 1 < len(node.body) else None
-            says = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+    body: list[Any] = node.body
+    for at, item in enumerate(body):
+        if (
+            isinstance(item, ast.AnnAssign)
+            and isinstance(item.target, ast.Name)
+            and "ClassVar" not in ast.unparse(item.annotation)
+        ):
+            after = body[at + 1] if at + 1 < len(body) else None
+            says = (
+                isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+                and isinstance(after.value.value, str)
+            )
             fields[item.target.id] = {
                 "type": ast.unparse(item.annotation),
                 "default": None if item.value is None else ast.unparse(item.value),
                 "doc": " ".join(after.value.value.split()) if says else "",  # type: ignore[union-attr]
             }
     literals = {}
-    for item in node.body:
-        target = item.targets[0] if isinstance(item, ast.Assign) else item.target if isinstance(item, ast.AnnAssign) else None
-        if isinstance(target, ast.Name) and target.id in LITERALS and item.value is not None and target.id not in fields:
+    for item in body:
+        target = (
+            item.targets[0]
+            if isinstance(item, ast.Assign)
+            else item.target
+            if isinstance(item, ast.AnnAssign)
+            else None
+        )
+        if (
+            isinstance(target, ast.Name)
+            and target.id in LITERALS
+            and item.value is not None
+            and target.id not in fields
+        ):
             try:
                 literals[target.id] = ast.literal_eval(item.value)
             except ValueError:
@@ -112,13 +134,13 @@ def near(name: str, names: Any) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
-def load(name: str) -> type:
+def load(name: str) -> Any:
     """Import one method's module and give its class."""
     module, _, attribute = entry(name)["at"].partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
-def by_class(name: str) -> type:
+def by_class(name: str) -> Any:
     """The method whose class has this name: what `trainlore.DSIR` gives."""
     for method, e in index().items():
         if e["at"].endswith(f":{name}"):

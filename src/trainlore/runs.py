@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainlore import randomness
 from trainlore.errors import Bad
 from trainlore.meter import Meter
 from trainlore.nouns import Batch, Data, Model, Report
@@ -45,33 +45,17 @@ class Run:
 
     # ---- randomness, by name
 
-    def _seed(self, *key: Any) -> int:
-        digest = hashlib.blake2b(repr((self.seed, *key)).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big") >> 1
-
     def rng(self, *key: Any) -> torch.Generator:
         """A torch stream named by its key: the same key gives the same numbers, whoever else draws."""
-        return torch.Generator().manual_seed(self._seed(*key))
+        return torch.Generator().manual_seed(randomness.number(self.seed, *key))
 
     def numpy(self, *key: Any) -> np.random.Generator:
         """A numpy stream named by its key."""
-        return np.random.default_rng(self._seed(*key))
+        return np.random.default_rng(randomness.number(self.seed, *key))
 
-    @contextmanager
-    def global_rng(self, *key: Any) -> Iterator[None]:
+    def global_rng(self, *key: Any) -> AbstractContextManager[None]:
         """Dropout and initializers draw from the global streams: name those too, and put them back."""
-        state = np.random.get_state()
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices=devices):
-            seed = self._seed(*key)
-            torch.default_generator.manual_seed(seed)
-            for device in devices:
-                torch.cuda.default_generators[device].manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            try:
-                yield
-            finally:
-                np.random.set_state(state)
+        return randomness.global_streams(self.seed, *key)
 
     # ---- passes through a model
 
@@ -150,8 +134,14 @@ class Run:
         try:
             with self.meter.running(), self.global_rng("generate", *key):
                 for at in range(0, len(prompts), size):
-                    asked = tok(list(prompts[at : at + size]), return_tensors="pt", padding=True, add_special_tokens=False)
-                    asked = {k: v[:, -room:].to(model.device) for k, v in asked.items() if k in ("input_ids", "attention_mask")}
+                    asked = tok(
+                        list(prompts[at : at + size]), return_tensors="pt", padding=True, add_special_tokens=False
+                    )
+                    asked = {
+                        k: v[:, -room:].to(model.device)
+                        for k, v in asked.items()
+                        if k in ("input_ids", "attention_mask")
+                    }
                     out = model.net.generate(**asked, **how)  # type: ignore[operator]
                     start = asked["input_ids"].shape[1] if model.kind == "causal" else 0
                     texts += tok.batch_decode(out[:, start:], skip_special_tokens=True)

@@ -7,7 +7,9 @@ import re
 from collections import Counter
 from typing import Any
 
-STOP = set("a an and are as at be by for from how i in is it of on or that the this to what when where which with my do does can we".split())
+STOP = set(
+    "a an and are as at be by for from how i in is it of on or that the this to what when where which with my do does can we".split()
+)
 WEIGHT = {"name": 4.0, "title": 4.0, "summary": 3.0, "family": 2.0, "doc": 1.0}
 
 
@@ -24,11 +26,17 @@ def search(question: str, top: int = 10) -> list[dict[str, Any]]:
 
     documents: list[tuple[dict[str, Any], Counter]] = []
     for name, e in index().items():
-        bag: Counter = Counter()
-        texts = {"name": name.replace("_", " "), "title": e["card"]["title"], "summary": e["summary"], "family": e["card"]["family"], "doc": e["doc"]}
+        bag: Counter[str] = Counter()
+        texts = {
+            "name": name.replace("_", " "),
+            "title": e["card"]["title"],
+            "summary": e["summary"],
+            "family": e["card"]["family"],
+            "doc": e["doc"],
+        }
         for part, text in texts.items():
             for w in words(text):
-                bag[w] += WEIGHT[part]
+                bag[w] += WEIGHT[part]  # type: ignore[assignment]
         documents.append(({"name": name, "what": "method", "text": e["summary"]}, bag))
     for paper in papers(index()):
         if not paper["methods"]:

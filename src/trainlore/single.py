@@ -19,7 +19,9 @@ from trainlore.runs import Run
 TABLES = (".jsonl", ".csv", ".parquet")
 
 
-def do(method: str, data: str | None, model: str | None, out: Path | None, sets: list[str], seed: int, force: bool) -> Any:
+def do(
+    method: str, data: str | None, model: str | None, out: Path | None, sets: list[str], seed: int, force: bool
+) -> Any:
     """Run one step; write its result to `out` and the rows it dropped beside it. Gives the result."""
     import yaml
 
@@ -36,7 +38,9 @@ def do(method: str, data: str | None, model: str | None, out: Path | None, sets:
     for item in sets:
         key, mark, value = item.partition("=")
         if not mark or key not in e["fields"]:
-            raise Bad(f"{method} has no field {key!r}" + (near(key, e["fields"]) or f"; it has {', '.join(e['fields'])}"))
+            raise Bad(
+                f"{method} has no field {key!r}" + (near(key, e["fields"]) or f"; it has {', '.join(e['fields'])}")
+            )
         type_ = e["fields"][key]["type"]
         if "Data" in type_ or "Model" in type_:
             nouns[key] = Data.of(value) if "Data" in type_ else Model.of(value)
@@ -69,7 +73,9 @@ def _write(result: Any, given: Any, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(result, Data):
         table(result, out)
-        lost = np.setdiff1d(result.base_ids if result.base_ids is not None else np.arange(result.table.num_rows), result.ids)
+        lost = np.setdiff1d(
+            result.base_ids if result.base_ids is not None else np.arange(result.table.num_rows), result.ids
+        )
         if len(lost) and result.table.num_rows == given.table.num_rows:
             import dataclasses
 
@@ -103,7 +109,10 @@ def _told(result: Any, given: Any, out: Path | None) -> str:
     if isinstance(result, Data):
         return f"{len(result):,} rows of {len(given):,}{to}"
     if isinstance(result, Report):
-        return "\n".join(f"{m.metric} {m.value:.5g} ± {m.stderr:.2g} (n = {len(m.values):,})" for m in result.measured) + to
+        return (
+            "\n".join(f"{m.metric} {m.value:.5g} ± {m.stderr:.2g} (n = {len(m.values):,})" for m in result.measured)
+            + to
+        )
     return f"{describe(result)['model']['size'] / 1e6:.2f} M weights{to}"
 
 
@@ -120,7 +129,9 @@ def export(source: Path, to: Path, name: str | None, force: bool) -> float:
         steps = trail.model(source, name.lstrip("$") if name else None)
         _, store = trail.opened(source)
         if not store.has(steps[-1]["key"]):
-            raise Bad(f"${steps[-1]['as']} was not kept by the run (its form is more than its config says): add a `save` step to the recipe")
+            raise Bad(
+                f"${steps[-1]['as']} was not kept by the run (its form is more than its config says): add a `save` step to the recipe"
+            )
         model = store.get(steps[-1]["key"])
     else:
         model = Model.of(str(source))

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trainlore.errors import Bad
-
-if TYPE_CHECKING:
-    from trainlore.effects import Effects
 
 SLOTS: dict[str, str] = {
     "odds": "product",  #   () -> Tensor[N] | None  how likely each row is to be drawn; None: no opinion
@@ -50,11 +47,15 @@ def check(parts: tuple[Any, ...], columns: dict[str, str]) -> None:
         owners = [p for p in mine if law == "one" or law == "wrap" and not takes_inner(getattr(p, slot))]
         if len(owners) > 1:
             names = " and ".join(type(p).__name__ for p in owners)
-            raise Clash(f"{names} both own `{slot}`: keep one" + (", or give it an `inner` to wrap" if law == "wrap" else ""))
+            raise Clash(
+                f"{names} both own `{slot}`: keep one" + (", or give it an `inner` to wrap" if law == "wrap" else "")
+            )
         if slot == "loss" and owners and not owners[0].rowwise:
             for p in mine:
                 if p is not owners[0] and p.rowwise:
-                    raise Clash(f"{type(p).__name__} weighs rows, but {type(owners[0]).__name__} has one loss for the batch")
+                    raise Clash(
+                        f"{type(p).__name__} weighs rows, but {type(owners[0]).__name__} has one loss for the batch"
+                    )
     known = {name: (kind, "the data") for name, kind in columns.items()}
     in_time = sorted(parts, key=lambda p: next((i for i, slot in enumerate(SLOTS) if fills(p, slot)), len(SLOTS)))
     for p in in_time:
@@ -66,13 +67,17 @@ def check(parts: tuple[Any, ...], columns: dict[str, str]) -> None:
         known |= {name: (kind, type(p).__name__) for name, kind in p.gives.items()}
 
 
-def fold(slot: str, bound: list[tuple[Any, dict]], loop: Any, base: Any, effects: Effects) -> Any:
+def fold(slot: str, bound: list[tuple[Any, dict]], loop: Any, base: Any, effects: Any) -> Any:
     """All parts' share of one slot as a single function: inner first, in recipe order. `effects` watches each part act."""
     law = SLOTS[slot]
     mine = [(p, partial(getattr(p, slot), loop, s)) for p, s in bound if fills(p, slot)]
     if law in ("wrap", "one"):
         for part, call in sorted(mine, key=lambda pc: takes_inner(pc[1].func)):
-            base = effects.wrapping(slot, part, call, base) if takes_inner(call.func) else effects.owning(slot, part, call, base)
+            base = (
+                effects.wrapping(slot, part, call, base)
+                if takes_inner(call.func)
+                else effects.owning(slot, part, call, base)
+            )
         return base
     calls = [effects.watching(slot, part, call) for part, call in mine]
     if not calls:

@@ -8,17 +8,44 @@ from typing import Any
 from trainlore.errors import Bad
 
 PRESETS = {
-    "llama-1m": ("Llama", {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 3, "num_attention_heads": 4}),
-    "llama-3m": ("Llama", {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6}),
-    "llama-15m": ("Llama", {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 7, "num_attention_heads": 6}),
-    "llama-120m": ("Llama", {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 14, "num_attention_heads": 12}),
-    "bert-4m": ("Bert", {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6}),
+    "llama-1m": (
+        "Llama",
+        {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 3, "num_attention_heads": 4},
+    ),
+    "llama-3m": (
+        "Llama",
+        {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6},
+    ),
+    "llama-15m": (
+        "Llama",
+        {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 7, "num_attention_heads": 6},
+    ),
+    "llama-120m": (
+        "Llama",
+        {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 14, "num_attention_heads": 12},
+    ),
+    "bert-4m": (
+        "Bert",
+        {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 6},
+    ),
     "t5-4m": ("T5", {"d_model": 192, "d_kv": 32, "d_ff": 512, "num_layers": 4, "num_heads": 6}),
-    "vit-digits": ("ViT", {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}),
+    "vit-digits": (
+        "ViT",
+        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4},
+    ),
     "mlp": ("mlp", {}),
 }
 WORLDS = {
-    "python-docs": ("pool", "target_dev", "target_test", "held_out", "summaries", "preferences", "summaries_test", "all"),
+    "python-docs": (
+        "pool",
+        "target_dev",
+        "target_test",
+        "held_out",
+        "summaries",
+        "preferences",
+        "summaries_test",
+        "all",
+    ),
     "digits": ("train", "test", "spare", "noisy"),
     "sums": ("train", "test"),
     "two-domains": ("pool", "target", "held_out", "pairs"),
@@ -28,7 +55,7 @@ TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md"
 
 
 def noun_of(source: Any) -> str:
-    """"Data" or "Model": what a recipe's `given` entry will be. Raises Bad where that cannot be told or cannot be there."""
+    """ "Data" or "Model": what a recipe's `given` entry will be. Raises Bad where that cannot be told or cannot be there."""
     if isinstance(source, dict):
         if "data" in source and "model" not in source:
             return "Data"

@@ -50,7 +50,12 @@ def run_step(run: Run, method: Any, *nouns: Any) -> Any:
         result = method(run, *nouns)
     if not isinstance(result, gives):
         raise TypeError(f"{_name(method)} must give {gives.__name__}, not {type(result).__name__}")
-    entry = {"method": _name(method), "step": run.label, "seconds": time.perf_counter() - start, "work": run.meter.work - paid}
+    entry = {
+        "method": _name(method),
+        "step": run.label,
+        "seconds": time.perf_counter() - start,
+        "work": run.meter.work - paid,
+    }
     if isinstance(result, Data):
         result = _trailed(result, nouns[0], entry)
     elif isinstance(result, Model):
@@ -110,10 +115,17 @@ def gate(run: Run, method: Any, model: Model, before: dict[str, Any]) -> None:
     after = logits_of(run, model)
     if after is None:
         return
-    row: dict[str, Any] = {"step": run.label, "method": _name(method), "tolerance": tolerance, "rows": len(after["logits"])}
+    row: dict[str, Any] = {
+        "step": run.label,
+        "method": _name(method),
+        "tolerance": tolerance,
+        "rows": len(after["logits"]),
+    }
     if after["logits"].shape != before["logits"].shape:
         if tolerance is not None:
-            raise Parity(f"{_name(method)} changed the form of the outputs: {tuple(before['logits'].shape)} to {tuple(after['logits'].shape)}")
+            raise Parity(
+                f"{_name(method)} changed the form of the outputs: {tuple(before['logits'].shape)} to {tuple(after['logits'].shape)}"
+            )
         return
     row["distance"] = distance(before["logits"], after["logits"])
     if "loss" in before:

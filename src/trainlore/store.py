@@ -88,7 +88,9 @@ def save_tree(tree: Any, folder: Path) -> None:
     except Exception as error:
         shutil.rmtree(part, ignore_errors=True)
         if "No space left" in str(error):  # the safetensors library wraps the error
-            raise Bad(f"the disk is full: {folder} could not be written; free some room and `trainlore resume` the run") from error
+            raise Bad(
+                f"the disk is full: {folder} could not be written; free some room and `trainlore resume` the run"
+            ) from error
         raise
 
 
@@ -199,7 +201,10 @@ class Store:
                     shutil.rmtree(folder, ignore_errors=True)
                     return False
             else:
-                tree = [{**vars(m), "groups": {k: list(v) for k, v in m.groups.items()}, "notes": json.dumps(m.notes)} for m in noun.measured]
+                tree = [
+                    {**vars(m), "groups": {k: list(v) for k, v in m.groups.items()}, "notes": json.dumps(m.notes)}
+                    for m in noun.measured
+                ]
                 save_tree(tree, folder / "report")
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -243,7 +248,10 @@ class Store:
         from trainlore.nouns import Data
 
         tree = load_tree(folder / "data")
-        columns = {n: pa.ipc.open_file(pa.memory_map(str(self.root / "columns" / f"{d}.arrow"))).read_all()["c"] for n, d in tree["columns"].items()}
+        columns = {
+            n: pa.ipc.open_file(pa.memory_map(str(self.root / "columns" / f"{d}.arrow"))).read_all()["c"]
+            for n, d in tree["columns"].items()
+        }
         memo = {("hash", n): d for n, d in tree["columns"].items()}
         return Data(pa.table(columns), tree["rows"], tree["ids"], tuple(json.loads(tree["trail"])), memo)
 
@@ -278,10 +286,10 @@ def _skeleton(form: dict[str, Any]) -> Any:
         return preset(**form["preset"]).net
     import transformers
 
-    from trainlore.runs import Run
+    from trainlore.randomness import global_streams
 
     cls, config = getattr(transformers, form["class"]), json.loads(form["config"])
-    with Run().global_rng("skeleton"):
+    with global_streams(0, "skeleton"):
         return cls(cls.config_class(**config))
 
 
@@ -317,7 +325,9 @@ def ledger(root: Path) -> Any:
     root.mkdir(parents=True, exist_ok=True)
     base = sqlite3.connect(root / "ledger.sqlite", timeout=30)
     base.execute("pragma journal_mode=wal")
-    base.execute("create table if not exists runs (folder text primary key, name text, started real, ended real, state text, summary text)")
+    base.execute(
+        "create table if not exists runs (folder text primary key, name text, started real, ended real, state text, summary text)"
+    )
     return base
 
 

@@ -50,7 +50,12 @@ def row(folder: Path, id: int, start: str | None = None) -> list[dict[str, Any]]
             line: dict[str, Any] = {"step": step["number"], "method": step["name"], "noun": step["as"], "row": one}
             if "parents" in (step.get("columns") or []):
                 children = _children(out, one)
-                line |= {"what": f"made into {len(children)} row{'s' if len(children) != 1 else ''}" if len(children) else "dropped", "scores": {}}
+                line |= {
+                    "what": f"made into {len(children)} row{'s' if len(children) != 1 else ''}"
+                    if len(children)
+                    else "dropped",
+                    "scores": {},
+                }
                 alive.setdefault(step["as"], []).extend(children.tolist())
                 line["text"] = _text(out, np.flatnonzero(np.isin(ids, children))[:1])
             else:
@@ -102,7 +107,10 @@ def model(folder: Path, name: str | None = None) -> list[dict[str, Any]]:
     story: list[dict[str, Any]] = []
     steps = list(record["steps"])
     while name is not None:
-        at = next((i for i in range(len(steps) - 1, -1, -1) if steps[i]["as"] == name and steps[i].get("noun") == "Model"), None)
+        at = next(
+            (i for i in range(len(steps) - 1, -1, -1) if steps[i]["as"] == name and steps[i].get("noun") == "Model"),
+            None,
+        )
         if at is None:
             break
         story.append(steps[at])

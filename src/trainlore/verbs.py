@@ -119,7 +119,7 @@ def method(*, name: str, title: str, family: str, year: int, status: str, **more
 
     def make(cls: type) -> type:
         cls.card = {"name": name, "title": title, "family": family, "year": year, "status": status, **more}  # type: ignore[attr-defined]
-        made = dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
+        made: Any = dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
         if clash := {f.name for f in dataclasses.fields(made)} & RESERVED - {"model"}:
             raise TypeError(f"{cls.__name__}: {', '.join(sorted(clash))} are words of recipes and cannot be fields")
         return made

@@ -80,13 +80,22 @@ def test_pieces_give_the_gradient_of_the_whole_with_ragged_rows(micro):
         model = Run(0).fit(w["model"], w["data"], steps=1, micro_batch=size, **{**tiny.HOW["text"], "lr": 1.0})
         found.append(weights(model))
     grads = [v for k, v in found[0].items()]
-    assert max(float((a - b).abs().max()) for a, b in zip(grads, found[1].values(), strict=True)) < 2e-2  # Adam divides by |g|
+    assert (
+        max(float((a - b).abs().max()) for a, b in zip(grads, found[1].values(), strict=True)) < 2e-2
+    )  # Adam divides by |g|
 
 
 def test_packed_documents_do_not_see_each_other():
     w = tiny.world("text")
     a, b = ([int(t) for t in w["data"]["input_ids"][i].as_py()[:12]] for i in (0, 1))
-    packed = Data.of({"input_ids": [a + b], "labels": [a + b], "segment_ids": [[0] * 12 + [1] * 12], "position_ids": [[*range(12), *range(12)]]})
+    packed = Data.of(
+        {
+            "input_ids": [a + b],
+            "labels": [a + b],
+            "segment_ids": [[0] * 12 + [1] * 12],
+            "position_ids": [[*range(12), *range(12)]],
+        }
+    )
     alone = Data.of({"input_ids": [b], "labels": [b]})
     both, one = packed.batch([0], w["model"]), alone.batch([0], w["model"])
     with torch.no_grad():

@@ -15,7 +15,17 @@ GOOD = {
     "given": {"train": "world:digits/train", "test": "world:digits/test", "net": "mlp"},
     "steps": [
         {"random_rows": {"data": "$train", "keep": 0.5, "as": "half"}},
-        {"train": {"model": "$net", "data": "$half", "steps": 20, "lr": 1e-2, "precision": "fp32", "with": [{"wsd": {"decay": 0.3}}], "as": "small"}},
+        {
+            "train": {
+                "model": "$net",
+                "data": "$half",
+                "steps": 20,
+                "lr": 1e-2,
+                "precision": "fp32",
+                "with": [{"wsd": {"decay": 0.3}}],
+                "as": "small",
+            }
+        },
         {"accuracy": {"model": "$small", "data": "$test", "as": "exam"}},
     ],
 }
@@ -34,7 +44,11 @@ def test_a_good_one_runs_and_is_told(tmp_path):
     nouns = execute(recipes.read(GOOD), tmp_path / "run")
     assert nouns["exam"].value > 0.5
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["state"] == "finished" and [s["name"] for s in record["steps"]] == ["random_rows", "train", "accuracy"]
+    assert record["state"] == "finished" and [s["name"] for s in record["steps"]] == [
+        "random_rows",
+        "train",
+        "accuracy",
+    ]
     assert record["steps"][1]["effects"][0]["part"] == "wsd" and record["steps"][1]["work"] > 0
     assert (tmp_path / "run" / "outcomes" / "03-exam.parquet").exists()
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 20
@@ -81,7 +95,9 @@ def test_all_errors_come_at_once_and_a_part_is_no_step():
         recipes.read(raw)
     text = str(error.value)
     assert "4 errors" in text or text.count("\n") >= 4
-    assert "step 4 (ema): ema is a part" in text and "did you mean dsir" in text and "step 1" in text and "step 2" in text
+    assert (
+        "step 4 (ema): ema is a part" in text and "did you mean dsir" in text and "step 1" in text and "step 2" in text
+    )
 
 
 def test_wrong_envelopes_are_refused(tmp_path):
@@ -94,7 +110,11 @@ def test_wrong_envelopes_are_refused(tmp_path):
         recipes.read(tmp_path / "x.yaml")
     with pytest.raises(Bad, match="no recipe"):
         recipes.read(tmp_path / "y.yaml")
-    for source, says in (("world:digitz", "no world"), ("world:digits/all", "no part"), ("lama-3m", "no file, folder, world or preset")):
+    for source, says in (
+        ("world:digitz", "no world"),
+        ("world:digits/all", "no part"),
+        ("lama-3m", "no file, folder, world or preset"),
+    ):
         with pytest.raises(Bad, match=says):
             recipes.read({**GOOD, "given": {**GOOD["given"], "train": source}})
 
@@ -180,7 +200,9 @@ def test_methods_are_called_plainly_too():
     import trainlore as tl
 
     rows = tl.RandomRows(keep=0.25)(["a b c", "d e f", "g h i", "j k l"])
-    assert len(rows) == 1 and isinstance(tl.DSIR(target=tl.Data.of(["a b"]), keep=0.5, min_words=0)(["a b", "x y"]), tl.Data)
+    assert len(rows) == 1 and isinstance(
+        tl.DSIR(target=tl.Data.of(["a b"]), keep=0.5, min_words=0)(["a b", "x y"]), tl.Data
+    )
     assert load("random_rows") is tl.RandomRows
     with pytest.raises(AttributeError):
         _ = tl.NoSuchMethod

@@ -22,7 +22,9 @@ def test_numbers_are_moved_or_zeroed_by_the_named_stream():
     moved = noise.gaussian(x, 0.3, rng()) - x
     assert abs(moved.mean()) < 0.01 and moved.std().item() == pytest.approx(0.3, rel=0.02)
     zeroed = noise.dropout(x, 0.3, rng())
-    assert set(zeroed.unique().tolist()) == {0.0, 1.0} and (zeroed == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert set(zeroed.unique().tolist()) == {0.0, 1.0} and (zeroed == 0).float().mean().item() == pytest.approx(
+        0.3, abs=0.01
+    )
     assert torch.equal(noise.gaussian(x, 0.3, rng(4)), noise.gaussian(x, 0.3, rng(4)))
     assert not torch.equal(noise.gaussian(x, 0.3, rng(4)), noise.gaussian(x, 0.3, rng(5)))
 
@@ -69,7 +71,9 @@ def test_tfidf_spares_what_tells_and_replaces_the_share():
     gap = [max(score) - s for s in score]
     assert got[0, :4].tolist() == pytest.approx([0.25 * 4 * g / sum(gap) for g in gap])
     assert got[0, 2] == 0 and got[0, 4] == 0 and got[1].tolist() == pytest.approx([0.25] * 3 + [0, 0])
-    many = noise.tfidf_replace(ids.repeat(800, 1), mask.repeat(800, 1), idf, torch.tensor([0.0, 0.0, 0.0, 1.0]), 0.25, rng())
+    many = noise.tfidf_replace(
+        ids.repeat(800, 1), mask.repeat(800, 1), idf, torch.tensor([0.0, 0.0, 0.0, 1.0]), 0.25, rng()
+    )
     first = many[0::2]
     assert (first[:, 2] == 2).all() and (first[:, 4] == 0).all()
     assert (first[:, :4] == 3).float().mean().item() == pytest.approx(0.25, abs=0.02)

@@ -73,7 +73,9 @@ class Data:
             return Data(pa.table({"text": pa.array(source, pa.large_string())}))
         if isinstance(source, Sequence) and source and all(isinstance(s, Mapping) for s in source):
             return Data(pa.Table.from_pylist([dict(s) for s in source]))
-        raise Bad(f"cannot make data from {type(source).__name__}; give a path, a list of str or dict, a table or a frame")
+        raise Bad(
+            f"cannot make data from {type(source).__name__}; give a path, a list of str or dict, a table or a frame"
+        )
 
     # ---- looking at it
 
@@ -332,7 +334,9 @@ def _padded(values: np.ndarray, offsets: np.ndarray, rows: np.ndarray, pad: int)
     import torch
 
     start, length = offsets[rows], offsets[rows + 1] - offsets[rows]
-    width = max(8, -(-int(length.max(initial=1)) // 8) * 8)  # few distinct widths: kernels and the meter's counts are reused
+    width = max(
+        8, -(-int(length.max(initial=1)) // 8) * 8
+    )  # few distinct widths: kernels and the meter's counts are reused
     dtype = np.float32 if values.dtype.kind == "f" else np.int64
     out = np.full((len(rows), width), pad, dtype)
     inside = np.arange(width)[None] < length[:, None]

@@ -37,7 +37,11 @@ def encode(model: Model, data: Data, window: int | None, truncate: bool) -> Data
         made = dict(zip(("input_ids", "labels"), _messages(model, data, limit), strict=True))
     elif "text" in has:
         ids = _Lists()
-        end = [model.tokenizer.eos_token_id] if model.kind == "causal" and model.tokenizer.eos_token_id is not None else []
+        end = (
+            [model.tokenizer.eos_token_id]
+            if model.kind == "causal" and model.tokenizer.eos_token_id is not None
+            else []
+        )
         for texts in _chunks(data, "text"):
             for one in model.tokenizer(texts, add_special_tokens=model.kind != "causal", verbose=False)["input_ids"]:
                 ids.add(limit(one + end, len(ids)))
@@ -115,7 +119,9 @@ def _answered(model: Model, data: Data, answer: str, limit: _Limit) -> tuple[Any
                 ids.add(limit(q + end, row))
                 labels.add(limit(a + end, row))
             else:
-                q = q[: limit.room(len(a) + len(end))]  # a prompt is cut before its answer is: an answer cut away teaches nothing
+                q = q[
+                    : limit.room(len(a) + len(end))
+                ]  # a prompt is cut before its answer is: an answer cut away teaches nothing
                 ids.add(limit(q + a + end, row))
                 labels.add(limit([-100] * len(q) + a + end, row))
     return ids.arrow(), labels.arrow()
@@ -133,7 +139,9 @@ def _messages(model: Model, data: Data, limit: _Limit) -> tuple[Any, Any]:
             label = [-100] * len(whole)
             for i, message in enumerate(chat):
                 if message["role"] == "assistant":
-                    before = len(tok.apply_chat_template(chat[:i], tokenize=True, add_generation_prompt=True, return_dict=False))
+                    before = len(
+                        tok.apply_chat_template(chat[:i], tokenize=True, add_generation_prompt=True, return_dict=False)
+                    )
                     after = len(tok.apply_chat_template(chat[: i + 1], tokenize=True, return_dict=False))
                     label[before:after] = whole[before:after]
             ids.add(limit(whole, len(ids)))

@@ -11,6 +11,7 @@ from torch import nn
 
 from trainlore.errors import Bad
 from trainlore.nouns.model import Model
+from trainlore.randomness import global_streams
 from trainlore.sources import PRESETS
 
 SUFFIXES = {  # how a class of transformers ends -> the kind of model it is
@@ -47,7 +48,7 @@ def load(source: Any, kind: str | None, seed: int, remote_code: bool) -> Model:
         "encoder": transformers.AutoModel,
     }
     if isinstance(source, transformers.PretrainedConfig):
-        with _seeded(seed):
+        with global_streams(seed, "weights"):
             name = next(iter(source.architectures or ()), "")
             cls = getattr(transformers, name, None) or classes[kind or "causal"]
             net = cls(source) if isinstance(cls, type) and issubclass(cls, nn.Module) else cls.from_config(source)
@@ -63,7 +64,9 @@ def load(source: Any, kind: str | None, seed: int, remote_code: bool) -> Model:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=remote_code, local_files_only=local)
     except (OSError, ValueError) as error:
         near = ", ".join(PRESETS)
-        raise Bad(f"no model {name!r}: not a folder, not one of the presets ({near}), and the Hub did not give it: {_first(error)}") from None
+        raise Bad(
+            f"no model {name!r}: not a folder, not one of the presets ({near}), and the Hub did not give it: {_first(error)}"
+        ) from None
     arch = next(iter(config.architectures or ()), "")
     kind = kind or next((k for end, k in SUFFIXES.items() if arch.endswith(end)), "encoder")
     cls = getattr(transformers, arch, None) or classes[kind]
@@ -72,7 +75,9 @@ def load(source: Any, kind: str | None, seed: int, remote_code: bool) -> Model:
     except (OSError, ValueError) as error:
         raise Bad(f"the model in {name} does not load: {_first(error)}") from None
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=remote_code, local_files_only=local)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            name, trust_remote_code=remote_code, local_files_only=local
+        )
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         tokenizer = None  # a vision model, or one whose tokenizer lies elsewhere
     if tokenizer is not None and tokenizer.pad_token_id is None:
@@ -87,7 +92,9 @@ def _check_folder(path: Path) -> None:
     if not any(path.glob("*.safetensors")):
         pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in path.glob(pattern)]
         if pickled:
-            raise Bad(f"{path} holds pickled weights ({pickled[0]}), which can run code: convert them to safetensors first")
+            raise Bad(
+                f"{path} holds pickled weights ({pickled[0]}), which can run code: convert them to safetensors first"
+            )
         raise Bad(f"{path} holds a config but no weights (no *.safetensors)")
 
 
@@ -95,17 +102,11 @@ def _first(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
-def _seeded(seed: int) -> Any:
-    from trainlore.runs import Run
-
-    return Run(seed).global_rng("weights")
-
-
 def preset(name: str, seed: int = 0, vocab: int = 4096, window: int = 512, **changes: Any) -> Model:
     """A small model with random weights named by the seed. Language presets have no tokenizer yet: train one with `bpe`."""
     family, shape = PRESETS[name]
     shape = {**shape, **changes}
-    with _seeded(seed):
+    with global_streams(seed, "weights"):
         if family == "mlp":
             inside, outside = shape.get("inputs", 64), shape.get("classes", 10)
             width, depth = shape.get("width", 64), shape.get("depth", 2)
@@ -117,32 +118,43 @@ def preset(name: str, seed: int = 0, vocab: int = 4096, window: int = 512, **cha
         if family == "Llama":
             heads = shape["num_attention_heads"]
             config: Any = hf.LlamaConfig(
-                vocab_size=vocab, max_position_embeddings=window, tie_word_embeddings=True, num_key_value_heads=heads, **shape
+                vocab_size=vocab,
+                max_position_embeddings=window,
+                tie_word_embeddings=True,
+                num_key_value_heads=heads,
+                **shape,
             )
             return Model(hf.LlamaForCausalLM(config).eval(), "causal")
         if family == "Bert":
-            return Model(hf.BertForMaskedLM(hf.BertConfig(vocab_size=vocab, max_position_embeddings=window, **shape)).eval(), "masked")
+            return Model(
+                hf.BertForMaskedLM(hf.BertConfig(vocab_size=vocab, max_position_embeddings=window, **shape)).eval(),
+                "masked",
+            )
         if family == "T5":
-            config = hf.T5Config(vocab_size=vocab, decoder_start_token_id=0, feed_forward_proj="gated-gelu", **shape)
+            config = hf.T5Config(  # type: ignore[call-arg]
+                vocab_size=vocab, decoder_start_token_id=0, feed_forward_proj="gated-gelu", **shape)
             return Model(hf.T5ForConditionalGeneration(config).eval(), "seq2seq", about={"window": window})
-        config = hf.ViTConfig(image_size=8, patch_size=2, num_channels=1, num_labels=10, **shape)
+        config = hf.ViTConfig(  # type: ignore[call-arg]
+            image_size=8, patch_size=2, num_channels=1, num_labels=10, **shape)
         return Model(hf.ViTForImageClassification(config).eval(), "classifier")
 
 
 def save(model: Model, folder: Path, card: str) -> Path:
     """See `Model.save`. Written beside and moved into place, so that a broken write leaves nothing behind."""
     if not hasattr(model.net, "save_pretrained"):
-        raise Bad(f"{type(model.net).__name__} is not a Hugging Face model: it has no Hugging Face directory to save to")
+        raise Bad(
+            f"{type(model.net).__name__} is not a Hugging Face model: it has no Hugging Face directory to save to"
+        )
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     model.net.save_pretrained(part)
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(part)
-    (part / "trainlore.json").write_text(json.dumps({"kind": model.kind, "about": model.about, "trail": list(model.trail)}, indent=1))
+    (part / "trainlore.json").write_text(
+        json.dumps({"kind": model.kind, "about": model.about, "trail": list(model.trail)}, indent=1)
+    )
     (part / "README.md").write_text(card or "---\nlibrary_name: transformers\ntags: [trainlore]\n---\n")
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return folder
-
-

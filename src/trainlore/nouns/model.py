@@ -71,7 +71,9 @@ class Model:
         if self.input == "features":
             return self.net(batch["features"])
         given = {k: batch[k] for k in INPUTS if k in batch}
-        if "segment_ids" in batch:  # packed rows: restarting positions keep documents apart, and no mask keeps the fast kernel
+        if (
+            "segment_ids" in batch
+        ):  # packed rows: restarting positions keep documents apart, and no mask keeps the fast kernel
             given.pop("attention_mask", None)
         else:
             given.pop("position_ids", None)
@@ -90,7 +92,9 @@ class Model:
         if "window" in self.about:
             return int(self.about["window"])
         config = getattr(self.net, "config", None)
-        return next((int(w) for k in ("max_position_embeddings", "n_positions") if (w := getattr(config, k, None))), None)
+        return next(
+            (int(w) for k in ("max_position_embeddings", "n_positions") if (w := getattr(config, k, None))), None
+        )
 
     def encode(self, data: Data, window: int | None = None, truncate: bool = False) -> Data:
         """Token columns for text rows: labels are -100 where nothing is to be learned (prompts, padding).
@@ -116,7 +120,7 @@ class Model:
     def linears(self, head: bool = False) -> Iterator[tuple[str, nn.Linear]]:
         """Its linear layers by name; the output head (and whatever shares its weight) only when asked."""
         out = getattr(self.net, "get_output_embeddings", lambda: None)()
-        last = out if out is not None else ([m for m in self.net.modules() if isinstance(m, nn.Linear)] or [None])[-1]
+        last = out if out is not None else [None, *(m for m in self.net.modules() if isinstance(m, nn.Linear))][-1]
         for name, module in self.net.named_modules():
             if isinstance(module, nn.Linear) and (head or module is not last):
                 yield name, module
@@ -128,7 +132,9 @@ class Model:
 
     def copy(self) -> Model:
         """An independent copy: weights, tokenizer and history."""
-        return Model(copy.deepcopy(self.net), self.kind, self.tokenizer, copy.deepcopy(self.about), self.trail, self.probe)
+        return Model(
+            copy.deepcopy(self.net), self.kind, self.tokenizer, copy.deepcopy(self.about), self.trail, self.probe
+        )
 
     @property
     def fingerprint(self) -> str:

@@ -43,7 +43,9 @@ class Measured:
         """The mean in each group."""
         names = np.asarray(self.groups[group])
         return {
-            str(g): float(np.average(self.values[names == g], weights=None if self.weights is None else self.weights[names == g]))
+            str(g): float(
+                np.average(self.values[names == g], weights=None if self.weights is None else self.weights[names == g])
+            )
             for g in sorted(set(names.tolist()))
         }
 
@@ -71,7 +73,9 @@ class Report:
             return None if v is None else np.atleast_1d(np.asarray(v, dtype=np.float64))
 
         ids = None if rows is None else np.asarray(rows)
-        return Report((Measured(metric, array(values), better, ids, dict(groups or {}), dict(notes or {}), array(weights)),))
+        return Report(
+            (Measured(metric, array(values), better, ids, dict(groups or {}), dict(notes or {}), array(weights)),)
+        )
 
     @staticmethod
     def join(*reports: Report) -> Report:

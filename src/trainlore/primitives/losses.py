@@ -33,7 +33,9 @@ def rowwise(kind: str, batch: dict, out: Tensor) -> Tensor:
         return (out.reshape(y.shape).float() - y.float()).square().reshape(len(y), -1).mean(1)
     if kind == "causal" or kind in ALIGNED:
         logits = aligned(kind, out)
-        flat = F.cross_entropy(logits.float().reshape(-1, logits.shape[-1]), y.reshape(-1), reduction="none", ignore_index=-100)
+        flat = F.cross_entropy(
+            logits.float().reshape(-1, logits.shape[-1]), y.reshape(-1), reduction="none", ignore_index=-100
+        )
         return flat.reshape(y.shape)
     return F.cross_entropy(out.float(), y if y.is_floating_point() else y.long(), reduction="none")
 

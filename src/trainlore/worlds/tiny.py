@@ -30,7 +30,12 @@ def world(name: str, seed: int = 0) -> dict[str, Any]:
     - sums: a two-layer Llama that writes "12+7=" -> "19"; `test`.
     """
     if name == "digits":
-        return {**_digits(), "model": preset("mlp", seed=seed, width=32), "teacher": _teacher().copy(), "proxies": [p.copy() for p in _proxies()]}
+        return {
+            **_digits(),
+            "model": preset("mlp", seed=seed, width=32),
+            "teacher": _teacher().copy(),
+            "proxies": [p.copy() for p in _proxies()],
+        }
     if name == "text":
         made = {k: v.copy() for k, v in _experts().items()}
         return {**_texts(), "model": llama(seed), **made}
@@ -119,4 +124,7 @@ def _sums() -> dict[str, Data]:
     from trainlore.worlds import sums
 
     encode = llama(arithmetic=True).encode
-    return {"data": encode(Data(sums.make(400, seed=0, digits=1))), "test": encode(Data(sums.make(100, seed=1, digits=1)))}
+    return {
+        "data": encode(Data(sums.make(400, seed=0, digits=1))),
+        "test": encode(Data(sums.make(100, seed=1, digits=1))),
+    }

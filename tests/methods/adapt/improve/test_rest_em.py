@@ -3,8 +3,10 @@ import pytest
 
 from trainlore.claims import Claim
 from trainlore.methods.adapt.improve.rest_em import ReSTEM, first_correct
+from trainlore.methods.measure.evaluate.exact_match import ExactMatch
 from trainlore.nouns import Data
 from trainlore.runs import Run
+from trainlore.worlds.sums import correct
 from trainlore.worlds.tiny import HOW, world
 
 
@@ -70,3 +72,15 @@ def test_bad_fields_and_missing_columns_are_named():
         ReSTEM(samples=0)(nouns["model"], nouns["data"])
     with pytest.raises(ValueError, match="completion"):
         ReSTEM()(nouns["model"], nouns["data"].without("completion"))
+
+
+def measure(seed, arm):
+    """Share of unseen sums done after one round on the model's own answers: the right ones, or (rival) all of them."""
+    nouns, run = world("sums", seed), Run(seed)
+    base = run.fit(nouns["model"], nouns["data"], steps=60, **HOW["sums"])
+    check = correct if arm == "method" else lambda prompts, answers: np.ones(len(answers), bool)
+    tuned = run.step(ReSTEM(correct=check, rounds=1, samples=4, new=3, steps=50, lr=1e-3), base, nouns["data"].take(range(120)))
+    return run.step(ExactMatch(), tuned, nouns["test"]).value
+
+
+CLAIM = Claim("rest_em", "sums", "tuning on all own answers", "share of unseen sums done", "higher", measure)

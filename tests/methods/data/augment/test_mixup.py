@@ -50,10 +50,15 @@ def test_inputs_and_targets_are_mixed_alike():
         assert shares.shape == (32, 10) and torch.allclose(shares.sum(1), torch.ones(32))
         whole = torch.eye(10)[before["labels"]]
         # every mixed target lies on the line from the row's own to another row's, and its input on the same place of it
-        pair = torch.stack([((shares[i] - whole[i]) - (1 - _share(shares, whole)) * (whole - whole[i])).norm(dim=1) for i in range(32)])
+        pair = torch.stack(
+            [((shares[i] - whole[i]) - (1 - _share(shares, whole)) * (whole - whole[i])).norm(dim=1) for i in range(32)]
+        )
         i, j = np.nonzero((pair < 1e-5).numpy())
         lam = _share(shares, whole)
-        fits = [(after["features"][a] - lam * before["features"][a] - (1 - lam) * before["features"][b]).norm() < 1e-4 for a, b in zip(i, j)]
+        fits = [
+            (after["features"][a] - lam * before["features"][a] - (1 - lam) * before["features"][b]).norm() < 1e-4
+            for a, b in zip(i, j)
+        ]
         assert len({a for a, ok in zip(i, fits) if ok}) == 32
 
 

@@ -86,7 +86,9 @@ def measure(seed: int, arm: str) -> float:
         kept = AUM(model=at["model"], epochs=10.0)(Run(seed), rows)
         return found(np.setdiff1d(np.arange(400), kept.ids), wrong)
     model = Run(seed).fit(at["model"], rows, epochs=20, **HOW["digits"])  # as much training: the fifth it fits worst
-    loss = Run(seed).infer(model, rows, lambda b, o: torch.nn.functional.cross_entropy(o, b["labels"], reduction="none"))
+    loss = Run(seed).infer(
+        model, rows, lambda b, o: torch.nn.functional.cross_entropy(o, b["labels"], reduction="none")
+    )
     return found(np.argsort(-loss.numpy())[:80], wrong)
 
 

@@ -63,7 +63,9 @@ def test_a_language_model_scores_a_row_by_its_mean_token():
     batch = few.batch([3], nouns["model"])
     y = batch["labels"][:, 1:]
     with torch.no_grad():
-        error = nouns["model"](batch)[:, :-1].softmax(-1) - torch.nn.functional.one_hot(y.clamp(min=0), 0 or nouns["model"].net.config.vocab_size)
+        error = nouns["model"](batch)[:, :-1].softmax(-1) - torch.nn.functional.one_hot(
+            y.clamp(min=0), 0 or nouns["model"].net.config.vocab_size
+        )
     assert out["el2n"][3] == pytest.approx(error.norm(dim=-1)[y >= 0].mean().item(), rel=1e-4)
 
 

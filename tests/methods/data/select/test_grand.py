@@ -58,7 +58,9 @@ def test_vectorized_and_row_by_row_agree_on_a_real_network_and_a_language_model(
         few = nouns["data"].take(range(rows))
         scores = [GraNd(proxies=(nouns["model"],), keep=1.0, chunk=c)(Run(0), few)["grand"] for c in (1, 4, 0)]
         assert np.allclose(scores[0], scores[1], rtol=1e-3) and np.allclose(scores[1], scores[2], rtol=1e-3)
-        assert nouns["model"].net.training == (name == "digits") and all(p.grad is None for p in nouns["model"].net.parameters())
+        assert nouns["model"].net.training == (name == "digits") and all(
+            p.grad is None for p in nouns["model"].net.parameters()
+        )
 
 
 def test_every_pass_is_paid_for_once_and_later_ones_as_usual():

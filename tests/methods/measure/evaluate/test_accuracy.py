@@ -33,8 +33,12 @@ def test_one_value_a_row_with_its_id_and_domain():
     data = Data.of({"features": features, "label": label, "domain": ["a" if i % 3 else "b" for i in range(300)]})
     report = Accuracy()(Run(0), Model(Echo()), data.take(range(100, 300)))
     right = features.argmax(1) == label
-    assert report["accuracy"].values.tolist() == right[100:].tolist() and report["accuracy"].rows.tolist() == list(range(100, 300))
-    assert report["accuracy"].by("domain")["b"] == pytest.approx(right[[i for i in range(100, 300) if i % 3 == 0]].mean())
+    assert report["accuracy"].values.tolist() == right[100:].tolist() and report["accuracy"].rows.tolist() == list(
+        range(100, 300)
+    )
+    assert report["accuracy"].by("domain")["b"] == pytest.approx(
+        right[[i for i in range(100, 300) if i % 3 == 0]].mean()
+    )
 
 
 def test_a_language_model_is_weighed_by_tokens():

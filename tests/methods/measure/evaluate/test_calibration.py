@@ -40,11 +40,15 @@ def test_the_report_is_the_error_of_its_rows():
     at = world("digits")
     report = Calibration(bins=10)(Run(0), at["teacher"], at["test"])
     confidence, correct = report["confidence"].values, report["accuracy"].values
-    assert report.value == pytest.approx(calibration_error(confidence, correct, 10)) and len(confidence) == len(at["test"])
+    assert report.value == pytest.approx(calibration_error(confidence, correct, 10)) and len(confidence) == len(
+        at["test"]
+    )
     bins = report["calibration_error"].notes["bins"]
     assert sum(b["n"] for b in bins) == len(at["test"]) and bins[-1]["to"] == 1.0
     top = confidence > 0.9
-    assert bins[-1]["accuracy"] == pytest.approx(correct[top].mean()) and bins[-1]["confidence"] == pytest.approx(confidence[top].mean())
+    assert bins[-1]["accuracy"] == pytest.approx(correct[top].mean()) and bins[-1]["confidence"] == pytest.approx(
+        confidence[top].mean()
+    )
 
 
 def test_of_a_language_model_every_labelled_token_counts_once():
@@ -65,7 +69,11 @@ def test_of_a_language_model_every_labelled_token_counts_once():
 def test_the_authors_bins_and_bad_input():
     assert Calibration().bins == 15
     at = world("digits")
-    for method, rows, name in ((Calibration(bins=0), at["test"], "bins=0"), (Calibration(), at["spare"], "'label'"), (Calibration(), at["test"].take([]), "no rows")):
+    for method, rows, name in (
+        (Calibration(bins=0), at["test"], "bins=0"),
+        (Calibration(), at["spare"], "'label'"),
+        (Calibration(), at["test"].take([]), "no rows"),
+    ):
         with pytest.raises(ValueError, match=name):
             method(at["model"], rows)
 
@@ -73,7 +81,9 @@ def test_the_authors_bins_and_bad_input():
 def measure(seed: int, arm: str) -> float:
     """The error once training memorizes (the paper: networks grow overconfident), against stopping early."""
     at, run = world("digits", seed), Run(seed)
-    model = run.fit(at["model"], data("digits/noisy").take(range(400)), steps=300 if arm == "method" else 60, **HOW["digits"])
+    model = run.fit(
+        at["model"], data("digits/noisy").take(range(400)), steps=300 if arm == "method" else 60, **HOW["digits"]
+    )
     return Calibration()(run, model, at["test"]).value
 
 

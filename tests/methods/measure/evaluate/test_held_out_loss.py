@@ -37,7 +37,9 @@ def test_a_language_models_value_is_the_mean_over_tokens_of_each_domain():
     by = report["loss"].by("domain")
     assert all(by[d] == pytest.approx(s / n, rel=1e-4) for d, (s, n) in total.items())
     mean = sum(s for s, _ in total.values()) / sum(n for _, n in total.values())
-    assert report.value == pytest.approx(mean, rel=1e-4) and report["loss"].notes["perplexity"] == pytest.approx(math.exp(mean), rel=1e-3)
+    assert report.value == pytest.approx(mean, rel=1e-4) and report["loss"].notes["perplexity"] == pytest.approx(
+        math.exp(mean), rel=1e-3
+    )
 
 
 def test_numbers_are_squared_errors():

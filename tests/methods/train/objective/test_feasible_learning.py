@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from trainlore.claims import Claim
-from trainlore.methods.measure.evaluate.held_out_loss import HeldOutLoss
 from trainlore.methods.train.continual.replay import Replay
 from trainlore.methods.train.objective.feasible_learning import FeasibleLearning, ascend
 from trainlore.methods.train.robust.sam import SAM
@@ -49,7 +47,16 @@ def test_each_row_keeps_its_dual_and_takes_one_step_a_visit_even_around_sam():
         at = world("digits")
         rows = at["data"].take(range(64))
         losses = plain(at["model"].net(torch.tensor(rows["features"])), torch.tensor(rows["label"]), reduction="none")
-        Run(0).fit(at["model"], rows, Kept(bound=0.5, dual_lr=0.1), *parts, epochs=1, batch_size=64, micro_batch=16, precision="fp32")
+        Run(0).fit(
+            at["model"],
+            rows,
+            Kept(bound=0.5, dual_lr=0.1),
+            *parts,
+            epochs=1,
+            batch_size=64,
+            micro_batch=16,
+            precision="fp32",
+        )
         assert Kept.seen["last"].tolist() == [0] * 64
         assert torch.allclose(Kept.seen["dual"], 0.1 * (losses.detach() - 0.5), atol=1e-5)
 
@@ -64,6 +71,10 @@ def test_rows_of_elsewhere_count_like_the_mean_row():
 def test_the_authors_bound_and_bad_fields():
     assert FeasibleLearning().bound == pytest.approx(math.log(1 / 0.6), abs=1e-4)
     at = world("digits")
-    for fields, name in (({"bound": -1.0}, "bound=-1"), ({"relax": -0.1}, "relax=-0.1"), ({"dual_lr": 0.0}, "dual_lr=0")):
+    for fields, name in (
+        ({"bound": -1.0}, "bound=-1"),
+        ({"relax": -0.1}, "relax=-0.1"),
+        ({"dual_lr": 0.0}, "dual_lr=0"),
+    ):
         with pytest.raises(ValueError, match=name):
             Run(0).fit(at["model"], at["data"], FeasibleLearning(**fields), steps=1, **HOW["digits"])

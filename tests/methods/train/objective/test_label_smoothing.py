@@ -28,9 +28,7 @@ def test_ignored_tokens_stay_at_zero_and_shares_are_taken():
     logits, labels = torch.randn(2, 3, 5), torch.tensor([[1, -100, 4], [-100, -100, 0]])
     assert ((uniform_loss(logits, labels) == 0) == (labels == -100)).all()
     shares = torch.full((2, 5), 0.2)
-    assert torch.allclose(
-        uniform_loss(logits[:, 0], shares), F.cross_entropy(logits[:, 0], shares, reduction="none")
-    )
+    assert torch.allclose(uniform_loss(logits[:, 0], shares), F.cross_entropy(logits[:, 0], shares, reduction="none"))
 
 
 def test_the_part_gives_the_librarys_loss_on_a_language_model():

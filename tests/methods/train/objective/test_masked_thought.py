@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
 import torch
 
 from trainlore.claims import Claim
 from trainlore.methods.train.objective.masked_thought import MaskedThought, masked
+from trainlore.nouns import Data
+from trainlore.primitives.losses import per_row, rowwise
 from trainlore.runs import Run
 from trainlore.worlds.tiny import HOW, world
 
@@ -50,3 +53,24 @@ def test_bad_fields_are_named(field, value):
     nouns = world("sums")
     with pytest.raises(ValueError, match=field):
         Run(0).fit(nouns["model"], nouns["data"], MaskedThought(**{field: value}), steps=1, **HOW["sums"])
+
+
+def chains(n, seed):
+    """ "3+1+4+2=" answered step by step, "4=8=10"."""
+    terms = Run(seed).numpy("chains").integers(0, 5, (n, 4))
+    return Data.of({"prompt": ["+".join(map(str, r)) + "=" for r in terms], "completion": ["=".join(map(str, r[1:])) for r in np.cumsum(terms, 1)]})
+
+
+def measure(seed, arm):
+    """Nats a token of the right answer when three in ten of its tokens so far are wrong."""
+    nouns, run = world("sums", seed), Run(seed)
+    parts = [MaskedThought()] if arm == "method" else []
+    model = run.fit(nouns["model"], chains(300, 0), *parts, steps=120, **HOW["sums"])
+    batch, rng = model.encode(chains(100, 1)).batch(range(100), model), run.rng("wrong")
+    wrong = torch.randint(4, 14, batch["input_ids"].shape, generator=rng)  # digits
+    batch["input_ids"] = masked(batch["input_ids"], batch["labels"], 0.3, wrong, rng)
+    with torch.no_grad():
+        return float(per_row(rowwise("causal", batch, model(batch)), batch, "causal").mean())
+
+
+CLAIM = Claim("masked_thought", "sums", "plain fine-tuning", "nats a token after wrong steps", "lower", measure)

@@ -3,7 +3,8 @@ import torch
 
 from trainlore.claims import Claim
 from trainlore.methods.train.objective.ul2 import UL2, denoised, denoiser, fitting
-from trainlore.primitives.denoising import span_counts
+from trainlore.primitives.denoising import joined, replace_runs, span_counts, span_mask, tail_mask
+from trainlore.primitives.losses import rowwise
 from trainlore.runs import Run
 from trainlore.worlds.tiny import HOW, world
 
@@ -83,3 +84,37 @@ def test_bad_fields_are_named(fields, said):
     nouns = world("text")
     with pytest.raises(ValueError, match=said):
         Run(0).fit(nouns["model"], nouns["data"], UL2(**{"specials": tuple(UL2.tiny["specials"]), **fields}), steps=1, **HOW["text"])
+
+
+def asked(model, data, text, mode, mark, run):
+    """Nats a token of what a denoiser hides in the rows, asked for in the form that the mode token and sentinels give it."""
+    which, span, rate = denoiser(text)
+    batch, n = data.batch(range(len(data)), model), len(data)
+    lengths, width, rng = batch["attention_mask"].sum(1), batch["input_ids"].shape[1], run.rng("hide", text)
+    rates, spans, marks = torch.full((n,), rate), torch.full((n,), span), torch.full((n,), mark)
+    hide = tail_mask(lengths, rates, width, rng) if which == 1 else span_mask(lengths, rates, spans, width, rng)
+    sentinels = torch.tensor(UL2.tiny["specials"][3:])
+    kept, hidden = (replace_runs(batch["input_ids"], h, lengths, sentinels, marks) for h in (hide, ~hide))
+    head = torch.full((n, 1), mode), torch.ones(n, dtype=torch.long)
+    ids = joined([head, kept, hidden], 0)
+    labels = joined([(torch.full((n, 1), -100), head[1]), (torch.full_like(kept[0], -100), kept[1]), hidden], -100)
+    labels[torch.isin(labels, sentinels)] = -100
+    mask = (torch.arange(ids.shape[1]) < (1 + kept[1] + hidden[1])[:, None]).long()
+    made = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    with torch.no_grad():
+        return float(rowwise("causal", made, model(made)).sum() / (labels[:, 1:] != -100).sum())
+
+
+def measure(seed, arm):
+    """Mean nats a hidden token over filling short gaps, going on, and filling long gaps, each model in its own best form."""
+    nouns, run = world("text", seed), Run(seed)
+    specials = tuple(UL2.tiny["specials"])
+    part = UL2(specials=specials) if arm == "method" else UL2(specials=specials, denoisers=("R 3 0.15",))
+    model = run.fit(nouns["model"], nouns["data"], part, steps=60, **HOW["text"])
+    r, s, x = specials[:3] if arm == "method" else specials[:1] * 3
+    rows = nouns["held_out"]
+    tasks = (("R 3 0.15", r, True), ("S 0.25", s, arm == "rival"), ("X 8 0.5", x, True))
+    return sum(asked(model, rows, text, mode, mark, run) for text, mode, mark in tasks) / 3
+
+
+CLAIM = Claim("ul2", "text", "span corruption alone (T5)", "nats a hidden token over three tasks", "lower", measure)

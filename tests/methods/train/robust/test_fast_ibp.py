@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainlore.claims import Claim
 from trainlore.methods.train.robust.fast_ibp import FastIBP, bounds, imbalance, margins, tightness
 from trainlore.nouns import Model
 from trainlore.runs import Run
@@ -39,8 +38,14 @@ class Residual(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem, self.norm, self.conv = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
-        self.head = nn.Sequential(nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 10))
+        self.stem, self.norm, self.conv = (
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.Conv2d(4, 4, 3, padding=1),
+        )
+        self.head = nn.Sequential(
+            nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 10)
+        )
 
     def forward(self, x):
         x = F.relu(self.norm(self.stem(x.view(-1, 1, 8, 8))))
@@ -80,7 +85,10 @@ def test_no_point_of_the_box_leaves_the_bounds_and_margins_are_tighter(training)
 def _freeze(net, x):
     """Running statistics that are the batch's own."""
     h = net.stem(x.view(-1, 1, 8, 8))
-    net.norm.running_mean.copy_(h.mean((0, 2, 3)).detach()), net.norm.running_var.copy_(h.var((0, 2, 3), unbiased=False).detach())
+    (
+        net.norm.running_mean.copy_(h.mean((0, 2, 3)).detach()),
+        net.norm.running_var.copy_(h.var((0, 2, 3), unbiased=False).detach()),
+    )
 
 
 def test_what_has_no_known_bounds_is_refused():
@@ -95,7 +103,9 @@ def test_the_regularizers_are_the_authors():
     for width in (0.3, 4.0):
         centre = torch.randn(6, 5, generator=rng) - 0.4
         relus.append((centre - width / 2, centre + width / 2))
-    assert tightness(torch.tensor(0.1), relus, 0.5).item() == pytest.approx(((0.5 - min(0.5, 0.1 / 0.15)) + (0.5 - 0.1 / 2)) / 2 / 0.5)
+    assert tightness(torch.tensor(0.1), relus, 0.5).item() == pytest.approx(
+        ((0.5 - min(0.5, 0.1 / 0.15)) + (0.5 - 0.1 / 2)) / 2 / 0.5
+    )
     total = 0.0
     for low, high in relus:
         c = [(a + b) / 2 for a, b in zip(low.reshape(-1).tolist(), high.reshape(-1).tolist(), strict=True)]
@@ -141,6 +151,10 @@ def test_a_layer_after_a_sum_is_halved():
 
 def test_bad_fields_are_named():
     at = world("digits")
-    for fields, name in (({"eps": -0.1}, "eps=-0.1"), ({"natural": 0.6, "ramp": 0.5}, "natural=0.6"), ({"tau": 0.0}, "tau=0")):
+    for fields, name in (
+        ({"eps": -0.1}, "eps=-0.1"),
+        ({"natural": 0.6, "ramp": 0.5}, "natural=0.6"),
+        ({"tau": 0.0}, "tau=0"),
+    ):
         with pytest.raises(ValueError, match=name):
             Run(0).fit(at["model"], at["data"], FastIBP(**fields), steps=1, **HOW["digits"])

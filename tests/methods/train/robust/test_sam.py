@@ -16,7 +16,9 @@ from trainlore.worlds.tiny import HOW, world
 def test_the_step_up_has_its_length_and_direction():
     grads = [torch.tensor([3.0, 0.0], dtype=torch.float64), torch.tensor([[4.0]], dtype=torch.float64)]
     up = ascent(grads, 0.5)
-    assert torch.allclose(up[0], torch.tensor([0.3, 0.0]).double()) and torch.allclose(up[1], torch.tensor([[0.4]]).double())
+    assert torch.allclose(up[0], torch.tensor([0.3, 0.0]).double()) and torch.allclose(
+        up[1], torch.tensor([[0.4]]).double()
+    )
     assert all(not e.any() for e in ascent([torch.zeros(3)], 0.5))
 
 

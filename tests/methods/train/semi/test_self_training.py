@@ -60,7 +60,7 @@ def test_bad_input_is_named():
             SelfTraining(unlabelled=at["spare"], **fields)(at["model"], at["data"])
     with pytest.raises(ValueError, match="'label'"):
         SelfTraining(unlabelled=at["spare"])(at["model"], at["spare"])
-    with pytest.raises(ValueError, match="unlabelled.*no rows"):
+    with pytest.raises(ValueError, match=r"unlabelled.*no rows"):
         SelfTraining(unlabelled=at["spare"].take([]))(at["model"], at["data"])
 
 

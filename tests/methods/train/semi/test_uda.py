@@ -38,7 +38,9 @@ def test_the_signal_runs_from_chance_to_one():
     for schedule in ("linear", "log", "exp"):
         reached = {"linear": 0.5, "log": 1 - math.exp(-2.5), "exp": math.exp(-2.5)}[schedule]
         assert signal(schedule, 0.5, 10) == pytest.approx(0.1 + 0.9 * reached)
-        assert signal(schedule, 1.0, 10) == pytest.approx(1, abs=0.01) and signal(schedule, 0.0, 10) == pytest.approx(0.1, abs=0.01)
+        assert signal(schedule, 1.0, 10) == pytest.approx(1, abs=0.01) and signal(schedule, 0.0, 10) == pytest.approx(
+            0.1, abs=0.01
+        )
     assert signal("none", 0.3, 10) == 1
 
 
@@ -65,10 +67,19 @@ def test_no_gradient_reaches_the_target_and_labelled_rows_above_the_signal_are_l
     term = consistency(*views, 0.0, 0.4).view(4, 2).mean(1)
     kept = torch.tensor([0.0, 1, 1, 1]) * 4 / 3  # the first row's 0.9998 is above 1/3 + 2/3 * 0.5
     assert torch.allclose(got, kept + term, atol=1e-6)
-    mine, hers = (torch.autograd.grad(f().sum(), Loop.model.net.weight)[0] for f in (
-        lambda: part.loss(Loop, {}, batch, out, lambda b, o: torch.ones(4)),
-        lambda: consistency(views[0].detach(), Loop.model({"features": batch["uda_noised_features"].flatten(0, 1)}), 0.0, 0.4).view(4, 2).mean(1),
-    ))
+    mine, hers = (
+        torch.autograd.grad(f().sum(), Loop.model.net.weight)[0]
+        for f in (
+            lambda: part.loss(Loop, {}, batch, out, lambda b, o: torch.ones(4)),
+            lambda: (
+                consistency(
+                    views[0].detach(), Loop.model({"features": batch["uda_noised_features"].flatten(0, 1)}), 0.0, 0.4
+                )
+                .view(4, 2)
+                .mean(1)
+            ),
+        )
+    )
     assert torch.allclose(mine, hers, atol=1e-6)
 
 
@@ -78,13 +89,33 @@ def test_text_classifiers_take_token_noise(noise):
 
     at = world("text")
     tokenizer = at["model"].tokenizer
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=2, pad_token_id=tokenizer.pad_token_id)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     with Run(0).global_rng("weights"):
         model = Model(LlamaForSequenceClassification(config), "classifier", tokenizer)
     texts = at["held_out"]
-    rows = Data.of({"text": list(texts.text("text")), "label": np.array([d == "b" for d in texts["domain"].to_pylist()]).astype(np.int64)})
+    rows = Data.of(
+        {
+            "text": list(texts.text("text")),
+            "label": np.array([d == "b" for d in texts["domain"].to_pylist()]).astype(np.int64),
+        }
+    )
     run = Run(0)
-    run.fit(model, rows.take(range(20)), UDA(unlabelled=rows.without("label"), sure=0.0, noise=noise, ratio=2), steps=3, batch_size=4, precision="fp32")
+    run.fit(
+        model,
+        rows.take(range(20)),
+        UDA(unlabelled=rows.without("label"), sure=0.0, noise=noise, ratio=2),
+        steps=3,
+        batch_size=4,
+        precision="fp32",
+    )
     assert not run.effects[-1]["dead"]
 
 
@@ -95,7 +126,7 @@ def test_the_authors_numbers_and_bad_fields():
     for fields in ({"noise": "replace"}, {"noise": "blur"}, {"annealing": "cubic"}, {"temperature": 0.0}, {"ratio": 0}):
         with pytest.raises(ValueError, match=next(iter(fields))):
             Run(0).fit(at["model"], at["data"], UDA(unlabelled=at["spare"], **fields), steps=1, **HOW["digits"])
-    with pytest.raises(ValueError, match="unlabelled.*no rows"):
+    with pytest.raises(ValueError, match=r"unlabelled.*no rows"):
         Run(0).fit(at["model"], at["data"], UDA(unlabelled=at["spare"].take([])), steps=1, **HOW["digits"])
 
 

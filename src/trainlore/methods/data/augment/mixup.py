@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from trainlore.errors import Bad
-from trainlore.nouns import Model
+from trainlore.nouns import Batch, Model
 from trainlore.verbs import Part, method
 
 
@@ -73,14 +75,14 @@ class Mixup(Part):
     null = {"alpha": 0.0}
     tiny = {"world": "digits", "alpha": 0.4}
 
-    def start(self, loop):
+    def start(self, loop: Any) -> dict[str, Any]:
         if self.alpha < 0:
             raise Bad(f"alpha={self.alpha} must be at least 0, where 0 mixes nothing")
         if loop.model.input == "input_ids":
             raise Bad("mixup averages inputs, and this model reads token ids: use it with features or pixel_values")
         return {}
 
-    def batch(self, loop, s, batch):
+    def batch(self, loop: Any, s: dict[str, Any], batch: Batch) -> Batch:
         if not self.alpha:
             return batch
         rng, name, y = loop.rng("mixup", loop.t), loop.model.input, batch["labels"]

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainlore.errors import Bad
-from trainlore.nouns import Data, Model
+from trainlore.nouns import Batch, Data, Model
 from trainlore.runs import Run
 from trainlore.verbs import Curate, Part, method
 
@@ -114,7 +115,8 @@ class AUM(Curate):
 
     def _area(self, run: Run, data: Data, classes: int, turn: int) -> np.ndarray:
         """The area under the margin of each row in one training, (N,)."""
-        model, seen = self.model.copy(), {}
+        model = self.model.copy()
+        seen: dict[str, Tensor] = {}
         with run.global_rng("aum", "head", turn):
             _grow_head(model, classes)
         run.fit(model, data, _Margins(lr=self.lr, seen=seen), epochs=self.epochs, batch_size=self.batch_size)
@@ -128,19 +130,19 @@ class _Margins(Part):
     lr: float
     seen: dict[str, Tensor]
 
-    def start(self, loop):
+    def start(self, loop: Any) -> dict[str, Any]:
         return {k: torch.zeros(len(loop.data), device=loop.device) for k in ("sum", "count")}
 
-    def optimizer(self, loop, s, params):
+    def optimizer(self, loop: Any, s: dict[str, Any], params: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(params, lr=self.lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
 
-    def loss(self, loop, s, batch, out, inner):
+    def loss(self, loop: Any, s: dict[str, Any], batch: Batch, out: Tensor, inner: Any) -> Tensor:
         if loop.t * loop.size >= len(loop.data):  # the first epoch says more of the initial weights than of the rows
             s["sum"].index_add_(0, batch["row"], margins(out.detach(), batch["labels"]))
             s["count"].index_add_(0, batch["row"], torch.ones_like(batch["row"], dtype=torch.float32))
         return inner(batch, out)
 
-    def watch(self, loop, s, record):
+    def watch(self, loop: Any, s: dict[str, Any], record: dict[str, Any]) -> None:
         self.seen.update(s)
 
 

@@ -145,7 +145,9 @@ class GraNd(Curate):
         for at in range(0, len(data), chunk):
             batch = data.batch(np.arange(at, min(at + chunk, len(data))), proxy)
             if proxy.kind == "causal":
-                batch.pop("attention_mask", None)  # padding is on the right, where no label looks; masks stop the vectorizing
+                batch.pop(
+                    "attention_mask", None
+                )  # padding is on the right, where no label looks; masks stop the vectorizing
             found.append(self._paid(run, losses, {k: v.to(proxy.device) for k, v in batch.items()}, chunk))
         return torch.cat(found)
 
@@ -158,5 +160,8 @@ class GraNd(Curate):
         first = gradient_norms(losses, {k: v[:1] for k, v in batch.items()}, 1)
         forward, backward = run.meter.forward - forward, run.meter.backward - backward
         rest = gradient_norms(losses, {k: v[1:] for k, v in batch.items()}, chunk)
-        run.meter.forward, run.meter.backward = run.meter.forward + (rows - 2) * forward, run.meter.backward + (rows - 2) * backward
+        run.meter.forward, run.meter.backward = (
+            run.meter.forward + (rows - 2) * forward,
+            run.meter.backward + (rows - 2) * backward,
+        )
         return torch.cat([first, rest])

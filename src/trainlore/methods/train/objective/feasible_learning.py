@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from trainlore.errors import Bad
+from trainlore.nouns import Batch
 from trainlore.primitives.losses import per_row
 from trainlore.verbs import Part, method
 
@@ -76,7 +79,7 @@ class FeasibleLearning(Part):
     null = {"dual_lr": 0.0, "initial": 1.0}
     tiny = {"world": "digits", "dual_lr": 0.1}
 
-    def start(self, loop):
+    def start(self, loop: Any) -> dict[str, Any]:
         for name in ("bound", "dual_lr", "relax", "initial"):
             if getattr(self, name) < 0:
                 raise Bad(f"{name}={getattr(self, name)} must be at least 0")
@@ -90,9 +93,12 @@ class FeasibleLearning(Part):
             "last": torch.full((n,), -1, dtype=torch.long, device=loop.device),  # the step of each row's last dual step
         }
 
-    def loss(self, loop, s, batch, out, inner):
+    def loss(self, loop: Any, s: dict[str, Any], batch: Batch, out: Tensor, inner: Any) -> Tensor:
         losses, row = inner(batch, out), batch["row"]
-        ours, at = row >= 0, row.clamp(min=0)  # rows from elsewhere (`replay`) have no dual: they count like the mean row
+        ours, at = (
+            row >= 0,
+            row.clamp(min=0),
+        )  # rows from elsewhere (`replay`) have no dual: they count like the mean row
         mean = per_row(losses.detach().float(), batch, loop.model.kind)
         now = s["dual"][at]
         due = ours & (s["last"][at] < loop.t)  # asked twice in a step (by `sam`, say): the first answer stands

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from trainlore.errors import Bad
+from trainlore.nouns import Batch
 from trainlore.primitives.losses import aligned, targets
 from trainlore.verbs import Part, method
 
@@ -60,14 +63,14 @@ class LabelSmoothing(Part):
     null = {"amount": 0.0}
     tiny = {"world": "digits", "amount": 0.1}
 
-    def start(self, loop):
+    def start(self, loop: Any) -> dict[str, Any]:
         if not 0 <= self.amount < 1:
             raise Bad(f"amount={self.amount} must be at least 0 and below 1: it is a share of the target")
         if loop.model.kind in ("regressor", "encoder", "denoiser"):
             raise Bad(f"label_smoothing smooths class targets; a {loop.model.kind} has none: leave it out")
         return {}
 
-    def loss(self, loop, s, batch, out, inner):
+    def loss(self, loop: Any, s: dict[str, Any], batch: Batch, out: Tensor, inner: Any) -> Tensor:
         if not self.amount:
             return inner(batch, out)
         even = uniform_loss(aligned(loop.model.kind, out), targets(loop.model.kind, batch))

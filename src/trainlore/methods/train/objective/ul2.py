@@ -117,7 +117,7 @@ class UL2(Part):
     needs = {"input_ids": "tokens"}
     gives = {"labels": "tokens"}
     null = {"share": 0.0}
-    tiny = {"world": "text", "specials": [10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31]}
+    tiny = {"world": "text", "specials": [100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 111, 112, 113, 114, 115, 116, 117, 118, 119, 120, 121, 122, 123, 124, 125, 126, 127]}
 
     def start(self, loop):
         if not 0 <= self.share <= 1:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -57,12 +59,12 @@ class Clip(Part):
     null = {"norm": float("inf")}
     tiny = {"world": "digits", "norm": 0.1}
 
-    def start(self, loop):
+    def start(self, loop: Any) -> dict[str, Any]:
         if not self.norm > 0:
             raise Bad(f"norm={self.norm} must be above 0: at 0 nothing would be learned; inf switches it off")
         return {}
 
-    def gradient(self, loop, s, inner):
+    def gradient(self, loop: Any, s: dict[str, Any], inner: Any) -> None:
         inner()
         grads = [p.grad for p in loop.model.net.parameters() if p.grad is not None]
         if self.norm < float("inf") and grads:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainlore.errors import Bad
-from trainlore.nouns import Model
+from trainlore.nouns import Batch, Model
 from trainlore.verbs import Part, method
 
 AFFINE = {f.__name__: f for f in (F.linear, F.conv1d, F.conv2d, F.conv3d)}
@@ -104,18 +104,20 @@ def bounds(model: Model, x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, 
     """Where the logits can lie while the input lies in [low, high], and the tape of the pass.
 
     x (inside, for batch norm in training), low, high: (B, ...). Returns lower and upper logits (B, K)."""
-    norms = [m for m in model.net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    every = [m for m in model.net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in every if m.training or m.running_mean is None]
     parts = [low, high, x] if norms else [low, high]
     box = torch.cat(parts).as_subclass(Box)
     means = {id(m.running_mean) for m in norms}
     box.tape = {"parts": len(parts), "batch_norms": means, "relus": [], "after_sums": [], "last": None}
+    was = [m.training for m in norms]
     for m in norms:
         m.eval()  # so that this pass leaves no trace in the running statistics
     try:
         out = model({model.input: box})
     finally:
-        for m in norms:
-            m.train()
+        for m, training in zip(norms, was, strict=True):
+            m.train(training)
     lower, upper = _plain(out).chunk(len(parts))[:2]
     last = box.tape["last"] if box.tape["last"] and box.tape["last"][0] is out else None
     return lower, upper, {**box.tape, "last": last, "radius": ((high - low) / 2).mean()}
@@ -264,7 +266,7 @@ class FastIBP(Part):
             for weight in halved:
                 weight.div_(2)
 
-    def loss(self, loop: Any, s: dict[str, Any], batch: Any, out: Tensor, inner: Any) -> Tensor:
+    def loss(self, loop: Any, s: dict[str, Any], batch: Batch, out: Tensor, inner: Any) -> Tensor:
         eps = self.eps * min(1.0, max(0.0, (loop.done - self.natural) / max(self.ramp - self.natural, 1e-9)))
         strength = self.regularize * (1 - eps / self.eps) if self.eps else 0.0
         if not eps and not strength:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -61,12 +63,12 @@ class SAM(Part):
     null = {"rho": 0.0}
     tiny = {"world": "digits", "rho": 0.1}
 
-    def start(self, loop):
+    def start(self, loop: Any) -> dict[str, Any]:
         if self.rho < 0:
             raise Bad(f"rho={self.rho} must be at least 0: it is a length")
         return {}
 
-    def gradient(self, loop, s, inner):
+    def gradient(self, loop: Any, s: dict[str, Any], inner: Any) -> None:
         if not self.rho:
             inner()
             return

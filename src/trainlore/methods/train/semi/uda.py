@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainlore.errors import Bad
-from trainlore.nouns import Data
+from trainlore.nouns import Batch, Data, Model
 from trainlore.primitives import noise
 from trainlore.verbs import Part, method
 
@@ -99,7 +100,7 @@ class UDA(Part):
     null = {"weight": 0.0, "annealing": "none"}
     tiny = {"world": "digits", "unlabelled": "$spare", "sure": 0.2}
 
-    def start(self, loop):
+    def start(self, loop: Any) -> dict[str, Any]:
         tokens = loop.model.input == "input_ids"
         if loop.model.kind != "classifier":
             raise Bad(f"uda is for classifiers, not a {loop.model.kind}")
@@ -115,22 +116,22 @@ class UDA(Part):
         self.unlabelled.need(who="uda's `unlabelled`")
         if self.noise != "tfidf":
             return {}
-        idf, odds = noise.tfidf(*self._rows(loop).lists("input_ids"), self._vocabulary(loop))
+        idf, odds = noise.tfidf(*_readable(loop.model, self.unlabelled).lists("input_ids"), _vocabulary(loop.model))
         return {"idf": torch.from_numpy(idf).float(), "odds": torch.from_numpy(odds)}
 
-    def batch(self, loop, s, batch):
+    def batch(self, loop: Any, s: dict[str, Any], batch: Batch) -> Batch:
         """Bring the unlabelled rows along, `ratio` with each labelled one, so that they are split with them."""
         if not self.weight:
             return batch
         n, rng = len(batch["row"]), loop.rng("uda", loop.t)
         rows = torch.randint(len(self.unlabelled), (n * self.ratio,), generator=rng).numpy()
-        plain = self._rows(loop).batch(rows, loop.model)
+        plain = _readable(loop.model, self.unlabelled.take(rows)).batch(range(len(rows)), loop.model)
         views = {"plain": plain, "noised": self._noised(loop, s, plain, rng)}
         names = (loop.model.input, "attention_mask")
         more = {f"uda_{v}_{k}": b[k].unflatten(0, (n, self.ratio)) for v, b in views.items() for k in names if k in b}
         return {**batch, **more}
 
-    def loss(self, loop, s, batch, out, inner):
+    def loss(self, loop: Any, s: dict[str, Any], batch: Batch, out: Tensor, inner: Any) -> Tensor:
         losses = inner(batch, out)
         if self.annealing != "none":
             right = out.detach().float().softmax(-1).gather(1, batch["labels"][:, None])[:, 0]
@@ -147,16 +148,7 @@ class UDA(Part):
         apart = consistency(plain, loop.model(views[1]), self.sure, self.temperature)
         return losses + self.weight * apart.unflatten(0, (-1, self.ratio)).mean(1)
 
-    def _rows(self, loop) -> Data:
-        """The unlabelled rows as the model reads them."""
-        if loop.model.input != "input_ids" or "input_ids" in self.unlabelled.columns:
-            return self.unlabelled
-        return loop.model.encode(self.unlabelled)
-
-    def _vocabulary(self, loop) -> int:
-        return int(loop.model.net.get_input_embeddings().num_embeddings)
-
-    def _noised(self, loop, s, plain, rng):
+    def _noised(self, loop: Any, s: dict[str, Any], plain: Batch, rng: torch.Generator) -> Batch:
         x = plain[loop.model.input]
         if self.noise in ("gaussian", "dropout"):
             return {loop.model.input: getattr(noise, self.noise)(x, self.amount, rng)}
@@ -164,7 +156,17 @@ class UDA(Part):
         if self.noise == "drop":
             ids, mask = noise.drop(x, mask, self.amount, rng, int(loop.model.tokenizer.pad_token_id or 0))
         elif self.noise == "replace":
-            ids = noise.replace(x, mask, self.amount, self._vocabulary(loop), rng)
+            ids = noise.replace(x, mask, self.amount, _vocabulary(loop.model), rng)
         else:
             ids = noise.tfidf_replace(x, mask, s["idf"], s["odds"], self.amount, rng)
         return {"input_ids": ids, "attention_mask": mask}
+
+
+def _readable(model: Model, rows: Data) -> Data:
+    """The rows as the model reads them."""
+    return model.encode(rows, truncate=True) if model.input == "input_ids" and "input_ids" not in rows.columns else rows
+
+
+def _vocabulary(model: Model) -> int:
+    """Number of token ids."""
+    return int(model.net.get_input_embeddings().num_embeddings)  # type: ignore[operator]
