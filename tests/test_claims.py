@@ -2,17 +2,19 @@
 
 import pytest
 
-from trainlore import cards
-from trainlore.claims import NOT, CONTRADICTED
-from trainlore.registry import index
-
 from claims_found import claims
+from trainlore import cards
+from trainlore.claims import CONTRADICTED, NOT
+from trainlore.registry import index
 
 FOUND = claims()
 
 
 def test_every_method_has_a_claim_or_is_a_measure_of_its_own():
-    without = sorted(n for n, e in index().items() if n not in FOUND and "from" not in e)
+    plain = {
+        n for n, e in index().items() if e["kind"] == "Measure" and "lit" not in e["card"]
+    }  # a ruler claims nothing
+    without = sorted(n for n, e in index().items() if n not in FOUND and n not in plain and "from" not in e)
     assert not without, f"no CLAIM in the tests of {without}"
 
 

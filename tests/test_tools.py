@@ -203,7 +203,7 @@ def fits(value, schema, root):
         if not schema.get("minProperties", 0) <= len(value) <= schema.get("maxProperties", len(value)):
             return False
         for k, v in value.items():
-            if k not in known and (rest is False or isinstance(rest, dict) and not fits(v, rest, root)):
+            if k not in known and (rest is False or (isinstance(rest, dict) and not fits(v, rest, root))):
                 return False
             if k in known and not fits(v, known[k], root):
                 return False
@@ -264,7 +264,7 @@ def test_the_schema_refuses_what_a_recipe_refuses(schema, step):
             "with": ["wsd", {"clip": None}, {"kd": {"teacher": "$m"}}],
         }
     }
-    given = {k: "world:two-domains" for k in ("pool", "target", "d")} | {"m": "llama-1m"}
+    given = dict.fromkeys(("pool", "target", "d"), "world:two-domains") | {"m": "llama-1m"}
     for one in (right, parts):
         assert fits(one, steps, schema) and recipe.read({"given": given, "steps": [one]})
     assert not fits(step, steps, schema)

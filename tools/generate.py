@@ -89,6 +89,7 @@ def outputs() -> dict[Path, str]:
         pages = {PAGES / f"{name}.md": cards.page(name) for name in sorted(index)}
         pages[PAGES / "index.md"] = cards.overview()
         pages[ROOT / "docs" / "papers.md"] = literature(index)
+        pages[ROOT / "docs" / "laws.md"] = contract(index)
     return {
         registry.INDEX: text,
         cards.RESULTS: json.dumps(found, indent=1, sort_keys=True) + "\n",
@@ -146,6 +147,57 @@ def literature(index: dict[str, Any]) -> str:
 def plain(text: str) -> str:
     """Text that Markdown shows as it is, inside a table's cell."""
     return re.sub(r"([\\`*_\[\]<>|$])", r"\\\1", text)
+
+
+# ---- the contract
+
+CONTRACT = """# The laws
+
+Every method keeps the same contract, whoever wrote it. `trainlore check NAME` tries it on one method, `make test` on all of ours, and
+`trainlore.checks.check(NAME)` gives a list of what is broken. Each law is a function of `src/trainlore/checks.py`; its name is what a test
+reports.
+
+Methods are tried in their [tiny world](worlds.md#tiny-worlds), as their `tiny` says, for a dozen steps.
+"""
+EXCEPTIONS = """
+## Exceptions
+
+A method that cannot keep a law says so on itself, with the reason, and the law is then expected to fail: an exception that no longer holds
+must go.
+
+```python
+known = {"law": "why not"}
+```
+"""
+PAIRS = """
+## In company
+
+Beside these, parts of one world are tried in pairs (some of the ordered pairs in every test run, all of them with `--all-pairs`): two parts either
+train to finite weights or are refused with a reason before anything runs, and a part at its null changes no bit of a training that
+another part is in.
+"""
+
+
+def contract(index: dict[str, Any]) -> str:
+    """The laws by what they hold for, as the docstrings of checks.py have them; read as text, for the module needs torch."""
+    tree = ast.parse((ROOT / "src" / "trainlore" / "checks.py").read_text())
+    says = {f.name: ast.get_docstring(f) or "" for f in tree.body if isinstance(f, ast.FunctionDef)}
+    lists = {
+        item.target.id: [ast.unparse(law) for law in item.value.elts]
+        for item in tree.body
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(item.value, ast.List)
+    }
+    text = CONTRACT
+    for name, title in {"EVERY": "Of every method", "PARTS": "Of parts", "STEPPED": "Of steps"}.items():
+        rows = [f"| `{law}` | {plain(' '.join(says[law].split()))} |" for law in lists[name]]
+        text += "\n".join(["", f"## {title}", "", "| law | |", "|---|---|", *rows, ""])
+    excepted = [
+        f"| [{name}](methods/{name}.md) | `{law}` | {plain(why)} |"
+        for name, e in sorted(index.items())
+        for law, why in sorted(e.get("known", {}).items())
+    ]
+    table = ["", "| method | law | why not |", "|---|---|---|", *excepted, ""] if excepted else [""]
+    return text + PAIRS + EXCEPTIONS + "\n".join(table)
 
 
 # ---- the schema of a recipe
@@ -253,8 +305,17 @@ def schema(index: dict[str, Any]) -> dict[str, Any]:
         "anyOf": [
             {"type": "string", "description": "A file, a folder, a world or a preset.", "examples": worlds},
             {"enum": [*worlds, *sources.PRESETS]},
-            {"type": "object", "required": ["data"], "properties": {k: {} for k in ("data", "rows", "sample")}},
-            {"type": "object", "required": ["model"], "properties": {k: {} for k in ("model", "seed", "window")}},
+            {
+                "type": "object",
+                "required": ["data"],
+                "properties": {k: {} for k in ("data", "rows", "sample", "errors")},
+                "additionalProperties": False,
+            },
+            {
+                "type": "object",
+                "required": ["model"],
+                "properties": {k: {} for k in ("model", "seed", "vocab", "window", "kind", "remote_code")},
+            },
         ]
     }
     return {

@@ -62,9 +62,12 @@ KINDS: dict[str, dict[str, str]] = {
         "line": "Weigh each row's loss by how wrong the model is on it.",
         "maths": "loss = inner * (1 + amount * tanh(inner))",
         "imports": """
+            from typing import Any
+
             from torch import Tensor
 
             from trainlore.errors import Bad
+            from trainlore.nouns import Batch
             from trainlore.verbs import Part, method
         """,
         "formula": '''
@@ -79,12 +82,12 @@ KINDS: dict[str, dict[str, str]] = {
             null = {"amount": 0.0}  # the fields at which it does exactly nothing
             tiny = {"world": "digits", "amount": 0.5}  # how the laws try it
 
-            def start(self, loop):
+            def start(self, loop: Any) -> dict[str, Any]:
                 if self.amount < 0:
                     raise Bad(f"amount={self.amount} must be at least 0: a share by which a loss may grow")
                 return {}  # all state lives here, never in self: the engine saves it
 
-            def loss(self, loop, s, batch, out, inner):
+            def loss(self, loop: Any, s: dict[str, Any], batch: Batch, out: Tensor, inner: Any) -> Tensor:
                 if not self.amount:
                     return inner(batch, out)
                 return {formula}(inner(batch, out), self.amount)

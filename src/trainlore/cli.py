@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,23 +30,36 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")
 
 
 def say(text: Any = "") -> None:
-    """Print with colour where there is a terminal."""
-    from rich import print as show
+    """Print with colour where there is a terminal; elsewhere a line stays one line, however long."""
+    from rich import get_console
 
-    show(text)
+    console = get_console()
+    console.print(text, soft_wrap=not console.is_terminal)
+
+
+def esc(text: Any) -> str:
+    """Text that is not ours, for `say`: square brackets in it are no markup."""
+    from rich.markup import escape
+
+    return escape(str(text))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from trainlore import __version__
+
+        print(__version__)
+        raise typer.Exit
 
 
 @app.callback()
 def options(
     traceback: Annotated[bool, typer.Option("--traceback", help="Show the Python traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_version)
+    ] = False,
 ) -> None:
     """Options before the command."""
-    if version:
-        from trainlore import __version__
-
-        print(__version__)
-        raise typer.Exit
 
 
 def recipe_path(name: str | None) -> Path:
@@ -52,13 +67,14 @@ def recipe_path(name: str | None) -> Path:
     if name is None:
         name = FIRST
     path = Path(name)
-    if path.exists() or path.suffix in (".yaml", ".yml") and path.name not in {p.name for p in starters()}:
-        return path
     found = {p.stem: p for p in starters()}
-    stem = path.stem
-    if stem not in found:
-        raise Bad(f"no recipe {name!r}; starters are {', '.join(sorted(found))}")
-    return found[stem]
+    if path.exists() or path.parent != Path(".") or (path.suffix in (".yaml", ".yml") and path.stem not in found):
+        return path
+    if path.stem not in found:
+        from trainlore.registry import near
+
+        raise Bad(f"no recipe {name!r}" + (near(path.stem, found) or f"; starters are {', '.join(sorted(found))}"))
+    return found[path.stem]
 
 
 def starters() -> list[Path]:
@@ -84,14 +100,12 @@ def run(
 
     Without a recipe this runs [bold]first_life[/bold]: about five minutes on two cores, no network.
     """
-    import re
     import time
 
     from trainlore import recipe as recipes
 
     made = recipes.read(recipe_path(recipe), sets)
-    slug = re.sub(r"[^a-z0-9]+", "-", made.spec.name.lower()).strip("-")[:40] or "run"
-    folder = out or Path("runs") / f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = out or Path("runs") / f"{_slug(made.spec.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     _run(made, folder, quiet, force=force, strict=strict)
 
 
@@ -109,6 +123,13 @@ def resume(
     _run(recipes.read(folder / "recipe.yaml"), folder, quiet, resume=True, strict=strict)
 
 
+def _slug(name: str) -> str:
+    """A recipe's name as a folder's: nothing in it can lead elsewhere."""
+    import re
+
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "run"
+
+
 def _run(made: Any, folder: Path, quiet: bool, **how: Any) -> None:
     from transformers.utils import logging
 
@@ -116,6 +137,7 @@ def _run(made: Any, folder: Path, quiet: bool, **how: Any) -> None:
 
     with bars(not quiet and sys.stderr.isatty()) as shown:
         tell = (lambda text: shown.console.print(text, highlight=False)) if shown else say
+        there = (folder / "run.json").exists() and not how.get("resume")  # an earlier run: then its state is not news
         from trainlore.execute import execute
         from trainlore.runs import Interrupted
 
@@ -123,11 +145,12 @@ def _run(made: Any, folder: Path, quiet: bool, **how: Any) -> None:
         try:
             execute(made, folder, bars=shown, tell=tell, **how)
         except (Interrupted, KeyboardInterrupt):
-            tell(f"[yellow]stopped[/yellow]; go on with: trainlore resume {folder}")
+            on = (folder / "run.json").exists() and not there
+            tell("[yellow]stopped[/yellow]" + (f"; go on with: trainlore resume {esc(folder)}" if on else ""))
             raise SystemExit(130) from None
         except Exception:
-            if (folder / "run.json").exists():
-                tell(f"[red]failed[/red]; what was finished is kept: trainlore resume {folder}")
+            if (folder / "run.json").exists() and not there:
+                tell(f"[red]failed[/red]; what was finished is kept: trainlore resume {esc(folder)}")
             raise
     _table(folder)
 
@@ -153,7 +176,7 @@ def _table(folder: Path) -> None:
             str(s["number"]), s["name"], "$" + s["as"], f"{s['work']:.2g}" if s["work"] else "", seconds, brief(s)
         )
     console = Console()
-    console.print(table)
+    console.print(table, width=console.width if console.is_terminal else 160)
     total = sum(s["seconds"] for s in record["steps"] if not s["cached"])
     console.print(
         f"\n{total:.0f} s, {record['meter']['work']:.3g} FLOPs"
@@ -161,7 +184,7 @@ def _table(folder: Path) -> None:
     )
     if dead := sorted({e["part"] for s in record["steps"] for e in s["effects"] if e["dead"]}):
         console.print(f"[red]dead switches: {', '.join(dead)} did nothing[/red]")
-    console.print(f"report: [bold]{folder / 'report.html'}[/bold]", highlight=False)
+    console.print(f"report: [bold]{esc(folder / 'report.html')}[/bold]", highlight=False, soft_wrap=True)
 
 
 def brief(step: dict[str, Any]) -> str:
@@ -198,7 +221,7 @@ def prepare(
     debug: Annotated[
         bool, typer.Option(help="Show tokens, masks, packed boundaries, kept and dropped rows with scores.")
     ] = False,
-    rows: Annotated[int, typer.Option(help="How many rows to show of each.")] = 3,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows to show of each.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Keep the prepared data here (default: runs/prepared-NAME).")] = None,
     sets: Sets = None,
 ) -> None:
@@ -207,7 +230,7 @@ def prepare(
     from trainlore import recipe as recipes
 
     made = recipes.read(recipe_path(recipe), sets)
-    preparing.prepare(made, out or Path("runs") / f"prepared-{made.spec.name.replace(' ', '-')[:40]}", debug, rows)
+    preparing.prepare(made, out or Path("runs") / f"prepared-{_slug(made.spec.name)}", debug, rows)
 
 
 @app.command()
@@ -222,7 +245,7 @@ def do(
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="A field: keep=0.2, target=dev.jsonl (nouns by their source).")
     ] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="What every random number of the step is drawn by.")] = 0,
     force: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
 ) -> None:
     """Run one step on files: trainlore do dsir --data pool.jsonl --set target=dev.jsonl --set keep=0.1 --out kept.jsonl"""
@@ -254,18 +277,23 @@ def ls(
         raise Bad(f"no family {family!r}" + (near(family, tops) or f"; families are {', '.join(sorted(families))}"))
     if kind and kind.capitalize() not in ("Curate", "Shape", "Fit", "Measure", "Part"):
         raise Bad(f"no kind {kind!r}; kinds are Curate, Shape, Fit, Measure, Part")
+    verdicts = ("reproduced", "not reproduced here", "contradicted", cards.UNTRIED)
+    if verdict and verdict not in verdicts:
+        raise Bad(f"no verdict {verdict!r}" + (near(verdict, verdicts) or f"; verdicts are {', '.join(verdicts)}"))
     if slot:
-        from trainlore.recipe import near as close
-
         slots = {s for e in index().values() if e["kind"] == "Part" for s in e["slots"]}
         if slot not in slots:
-            raise Bad(f"no slot {slot!r}" + (close(slot, slots) or f"; slots are {', '.join(sorted(slots))}"))
+            raise Bad(f"no slot {slot!r}" + (near(slot, slots) or f"; slots are {', '.join(sorted(slots))}"))
     rows = []
     for name, e in sorted(index().items(), key=lambda i: (i[1]["card"]["family"], i[0])):
         found = e["card"]["family"], e["kind"], e["slots"] if e["kind"] == "Part" else [], cards.verdict(name)
         if family and not (found[0] == family or found[0].startswith(family + "/")):
             continue
-        if kind and found[1] != kind.capitalize() or slot and slot not in found[2] or verdict and found[3] != verdict:
+        if (
+            (kind and found[1] != kind.capitalize())
+            or (slot and slot not in found[2])
+            or (verdict and found[3] != verdict)
+        ):
             continue
         rows.append(
             {
@@ -290,7 +318,7 @@ def ls(
         mark = {"reproduced": "[green]+[/green]", "contradicted": "[red]-[/red]", "untried": "[dim]?[/dim]"}.get(
             r["verdict"], "[yellow]~[/yellow]"
         )
-        say(f"  {mark} {r['name']:<{width}}  [dim]{r['kind']:<7}[/dim] {r['summary']}")
+        say(f"  {mark} {r['name']:<{width}}  [dim]{r['kind']:<7}[/dim] {esc(r['summary'])}")
     say(
         f"\n{len(rows)} methods   [dim]here: [green]+[/green] reproduced  [yellow]~[/yellow] not reproduced  [red]-[/red] contradicted  ? untried[/dim]"
     )
@@ -316,7 +344,7 @@ def show(name: Annotated[str, typer.Argument(help="The name of a method.")], as_
 @app.command()
 def search(
     question: Annotated[str, typer.Argument(help='What you want, in words: "which labels are wrong".')],
-    top: Annotated[int, typer.Option(help="How many answers.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="How many answers.")] = 10,
     as_json: AsJson = False,
 ) -> None:
     """Find methods and papers by what they are for."""
@@ -334,7 +362,7 @@ def search(
             if f["what"] == "method"
             else f"[dim]{f['name']} (paper, no method yet)[/dim]"
         )
-        say(f"{f['score']:6.1f}  {mark}  {f['text']}")
+        say(f"{f['score']:6.1f}  {mark}  {esc(f['text'])}")
 
 
 @app.command()
@@ -345,19 +373,23 @@ def papers(
 ) -> None:
     """List the literature: every paper with the methods that implement it, or the reason why there is none."""
     from trainlore.papers import papers as all_papers
-    from trainlore.registry import index
+    from trainlore.registry import index, near
 
-    rows = [
-        p
-        for p in all_papers(index())
-        if (not family or p["family"].startswith(family)) and not (missing and p["methods"])
-    ]
+    rows = all_papers(index())
+    if family:
+        families = {p["family"] for p in rows}
+        rows = [p for p in rows if p["family"] == family or p["family"].startswith(family.rstrip("/") + "/")]
+        if not rows:
+            tops = sorted(families | {f.split("/")[0] for f in families})
+            raise Bad(f"no family {family!r}" + (near(family, tops) or f"; families are {', '.join(sorted(families))}"))
+    rows = [p for p in rows if not (missing and p["methods"])]
     if as_json:
-        print(json.dumps(rows, indent=1))
+        keys = ("id", "title", "family", "kind", "methods", "reason")
+        print(json.dumps([{k: p[k] for k in keys} for p in rows], indent=1))
         return
     for p in rows:
-        answer = f"[green]{', '.join(p['methods'])}[/green]" if p["methods"] else f"[dim]{p['reason']}[/dim]"
-        say(f"[bold]{p['id']}[/bold] {p['title']}  [dim]{p['family']}[/dim]\n      {answer}")
+        answer = f"[green]{', '.join(p['methods'])}[/green]" if p["methods"] else f"[dim]{esc(p['reason'])}[/dim]"
+        say(f"[bold]{p['id']}[/bold] {esc(p['title'])}  [dim]{p['family']}[/dim]\n      {answer}")
     say(f"\n{len(rows)} papers, {sum(bool(p['methods']) for p in rows)} with a method")
 
 
@@ -388,8 +420,10 @@ def cp(
     target = to / f"{name}.yaml" if to.is_dir() else to
     if target.exists() and not force:
         raise Bad(f"{target} exists: say --force to replace it")
+    if not target.parent.is_dir():
+        raise Bad(f"cannot write {target}: there is no folder {target.parent}")
     target.write_text(found[name].read_text())
-    say(f"{target}; run it with: trainlore run {target}")
+    say(f"{esc(target)}; run it with: trainlore run {esc(target)}")
 
 
 # ---- looking back
@@ -413,18 +447,20 @@ def trail(
     if row is not None:
         lines = trails.row(folder, row, of.lstrip("$") if of else None)
         if as_json:
-            print(json.dumps(lines, indent=1))
+            print(trails.as_json(lines))
             return
         for line in lines:
             scores = ", ".join(
                 f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in line["scores"].items()
             )
-            say(f"{line['step']:2d} {line['method']:<22} row {line['row']:<8} [bold]{line['what']}[/bold]  {scores}")
-            say(f"     [dim]{line['text'][:110]!r}[/dim]")
+            say(
+                f"{line['step']:2d} {line['method']:<22} row {line['row']:<8} [bold]{line['what']}[/bold]  {esc(scores)}"
+            )
+            say(f"     [dim]{esc(repr(line['text'][:110]))}[/dim]")
         return
     steps = trails.model(folder, model.lstrip("$") if model else None)
     if as_json:
-        print(json.dumps(steps, indent=1))
+        print(trails.as_json(steps))
         return
     for s in steps:
         data = f"  data ${s['wires']['data']}" if "data" in s["wires"] else ""
@@ -440,7 +476,7 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
     from trainlore.trail import opened
 
     opened(folder)
-    say(f"{page.write(folder)}")
+    say(esc(page.write(folder)))
 
 
 @app.command()
@@ -454,7 +490,7 @@ def export(
     from trainlore import single
 
     distance = single.export(source, to, model, force)
-    say(f"{to}  [dim](reloaded: relative distance of the logits {distance:.1e})[/dim]")
+    say(f"{esc(to)}  [dim](reloaded: relative distance of the logits {distance:.1e})[/dim]")
 
 
 @app.command()
@@ -481,7 +517,7 @@ def check(name: Annotated[str, typer.Argument(help="The name of a method, ours o
 
     broken = try_laws(name)
     for line in broken:
-        say(f"[red]broken[/red] {line}")
+        say(f"[red]broken[/red] {esc(line)}")
     if broken:
         raise SystemExit(1)
     say(f"[green]{name} keeps all {len(laws(name))} laws[/green]")
@@ -489,6 +525,8 @@ def check(name: Annotated[str, typer.Argument(help="The name of a method, ours o
 
 def main() -> None:
     """Run a command; a user's mistake is one line and exit 2, never a traceback."""
+    # Threads that spin while they wait make a training several times slower as soon as the machine has other work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     full = "--traceback" in sys.argv
     try:
         app(standalone_mode=False)
@@ -505,6 +543,16 @@ def main() -> None:
         raise SystemExit(130) from None
     except BrokenPipeError:
         raise SystemExit(0) from None
+    except OSError as error:
+        if full:
+            raise
+        if error.errno == errno.ENOSPC:
+            _complain(
+                f"the disk is full: {error.filename or 'a file'} could not be written; free some room and try again"
+            )
+        else:
+            _complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        raise SystemExit(2) from None
     except Exception as error:
         if hasattr(error, "format_message"):  # a mistake in the command itself
             _complain(error.format_message())

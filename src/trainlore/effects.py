@@ -44,7 +44,8 @@ class Effects:
             did = self.seen.get(id(part), {})
             off = part.null is not None and all(getattr(part, k) == v for k, v in part.null.items())
             only_looks = all(s in BLIND for s in SLOTS if fills(part, s)) and not fills(part, "attach")
-            dead = not off and not only_looks and not any(did.values())
+            private = type(part).__name__.startswith("_")  # a step's own instrument, not a switch of the user's
+            dead = not (off or only_looks or private or any(did.values()))
             rows.append(
                 {
                     "part": type(part).card["name"] if hasattr(type(part), "card") else type(part).__name__,

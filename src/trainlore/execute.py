@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -22,10 +23,18 @@ from trainlore.errors import Bad
 from trainlore.nouns import Data, Model, Report
 from trainlore.recipe import TRAIN as TRAIN_TYPES
 from trainlore.recipe import Recipe, Step, convert, refs
-from trainlore.registry import entry, load
+from trainlore.registry import entry, load, near
 from trainlore.runs import Interrupted, Run
+from trainlore.units import amount
 
 ENGINE = 1  # part of every step's key: raised when the engine itself would give other numbers
+
+
+@functools.cache
+def shared() -> str:
+    """The hash of the primitives, on which any method may stand: part of every step's key."""
+    sources = sorted((Path(__file__).parent / "primitives").glob("*.py"))
+    return stores.hash_of([path.read_text() for path in sources])
 
 
 def execute(
@@ -38,13 +47,13 @@ def execute(
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Run every step; give the nouns by name. With `out`, keep everything in that folder and reuse finished steps."""
-    folder = _folder(recipe, out, force, resume) if out is not None else None
+    folder = _allowed(recipe, Path(out), force, resume) if out is not None else None
+    nouns: dict[str, _Noun] = {k: given(k, source, recipe.spec.seed) for k, source in recipe.spec.given.items()}
+    if folder is not None and not resume:
+        _made(recipe, folder)
     run = Run(recipe.spec.seed, folder, bars)
     book = _Book(recipe, run, folder)
-    store = stores.Store(folder.parent / ".store") if folder is not None else None
-    nouns: dict[str, _Noun] = {
-        name: _given(name, source, recipe.spec.seed) for name, source in recipe.spec.given.items()
-    }
+    store = stores.Store(folder.resolve().parent / ".store") if folder is not None else None
     try:
         with _interruptible(run), run.meter.running():
             for number, step in enumerate(recipe.steps, 1):
@@ -87,7 +96,7 @@ class _Noun:
         self.value, self.gone = None, True
 
 
-def _given(name: str, source: Any, seed: int) -> _Noun:
+def given(name: str, source: Any, seed: int) -> _Noun:
     """A noun from outside. Data is known by its content, a preset by its name, a folder by its weights."""
     from trainlore.sources import PRESETS, noun_of
 
@@ -95,23 +104,43 @@ def _given(name: str, source: Any, seed: int) -> _Noun:
     options = dict(source) if isinstance(source, dict) else {}
     what = options.pop(noun.lower(), source)
     if noun == "Data":
-        rows, sample = options.pop("rows", None), options.pop("sample", None)
+        rows, sample = (_count(name, k, options.pop(k, None)) for k in ("rows", "sample"))
+        _known(name, options, ("errors",), "data, rows, sample, errors")
         data = Data.of(what, **options)
         if rows is not None:
-            data = data.take(range(min(int(rows), len(data))))
-        if sample is not None:
-            data = data.take(np.sort(Run(seed).numpy("given", name).permutation(len(data))[: int(sample)]))
+            data = Data(data.table.slice(0, rows))
+        if sample is not None:  # a table of its own, so that what is added later is as long as the sample
+            rows_ = np.sort(Run(seed).numpy("given", name).permutation(len(data))[:sample])
+            data = Data(data.table.take(rows_), base_ids=rows_)
         made = _Noun(stores.hash_of("data", data.fingerprint), lambda: data)
         made.value = data
         return made
     text = str(what).removeprefix("preset:")
     if text in PRESETS:
-        from trainlore.nouns.hugging import preset
+        from trainlore.nouns.hugging import fields, preset
 
+        _known(name, options, fields(text), ", ".join(("model", "seed", "vocab", "window", *PRESETS[text][1])))
         options.setdefault("seed", seed)
         return _Noun(stores.hash_of("preset", text, options), lambda: preset(text, **options))
+    _known(name, options, ("kind", "seed", "remote_code"), "model, kind, seed, remote_code")
     model = Model.of(what, **options)
     return _Noun(stores.hash_of("model", model.fingerprint), lambda: model)
+
+
+def _known(name: str, options: dict[str, Any], known: Any, shown: str) -> None:
+    if lost := [k for k in options if k not in known]:
+        raise Bad(f"given {name}: no option {lost[0]!r}" + (near(lost[0], known) or f"; there are {shown}"))
+
+
+def _count(name: str, what: str, value: Any) -> int | None:
+    """A number of rows as people write it."""
+    try:
+        number = None if value is None else amount(value)
+    except Bad as error:
+        raise Bad(f"given {name}: {what}: {error}") from None
+    if number is not None and (number < 1 or number != int(number)):
+        raise Bad(f"given {name}: {what} must be a whole number above 0, not {value!r}")
+    return None if number is None else int(number)
 
 
 def _one(
@@ -132,7 +161,7 @@ def _one(
         n: nouns[n].key for n in sorted(refs(step.fields) | refs([f for _, f in step.parts]) | set(step.wires.values()))
     }
     sources = [entry(m)["source"] for m in (step.name, *(p for p, _ in step.parts)) if m not in ("train", "save")]
-    key = stores.hash_of(ENGINE, step.name, sources, step.fields, step.wires, step.parts, made_from, run.seed)
+    key = stores.hash_of(ENGINE, shared(), step.name, sources, step.fields, step.wires, step.parts, made_from, run.seed)
     title = "train" if step.name == "train" else step.name
     if store is not None and step.name != "save" and store.has(key):
         record = {**store.record(key)["record"], "cached": True}
@@ -212,13 +241,14 @@ def build(name: str, fields: dict[str, Any], nouns: dict[str, Any]) -> Any:
     def resolve(value: Any, type_: str) -> Any:
         if isinstance(value, str) and value.startswith("$"):
             noun = nouns[value[1:]]
-            return noun.get() if isinstance(noun, _Noun) else noun
+            noun = noun.get() if isinstance(noun, _Noun) else noun
+            return (noun,) if type_.startswith(("tuple", "list")) and not isinstance(noun, list | tuple) else noun
         if re.search(r"\b(Part|Measure|Curate|Shape|Fit)\b", type_) and value is not None:
             many = value if isinstance(value, list) else [value]
             made = tuple(build(*_named(one), nouns) for one in many)
             return made if "tuple" in type_ else made[0]
         if re.search(r"\b(Data|Model|Report)\b", type_) and isinstance(value, list):
-            return tuple(resolve(v, type_) for v in value)
+            return tuple(resolve(v, "") if isinstance(v, str) else v for v in value)
         return convert(value, type_) if not re.search(r"\b(Data|Model|Report)\b", type_) else value
 
     return cls(**{k: resolve(v, types[k]["type"]) for k, v in fields.items()})
@@ -351,7 +381,8 @@ class _Book:
         self.write()
         if self.folder is not None:
             brief = {"steps": len(self.record["steps"]), "work": self.run.meter.work}
-            stores.enter(self.folder.parent, self.folder, self.record["name"], state, brief)
+            whole = self.folder.resolve()
+            stores.enter(whole.parent, whole, self.record["name"], state, brief)
 
     def write(self) -> None:
         if self.folder is not None:
@@ -399,10 +430,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _folder(recipe: Recipe, out: str | Path, force: bool, resume: bool) -> Path:
-    """The run's folder, made new; refused if it is there, unless forced or gone on with."""
-    folder = Path(out)
-    there = (folder / "run.json").exists() or folder.is_file() or folder.is_dir() and any(folder.iterdir())
+def _allowed(recipe: Recipe, folder: Path, force: bool, resume: bool) -> Path:
+    """The run's folder; refused if it is there, unless forced or gone on with."""
+    there = (folder / "run.json").exists() or folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
     if resume:
         if not (folder / "run.json").exists():
             raise Bad(f"{folder} is not a run: it has no run.json")
@@ -418,13 +448,18 @@ def _folder(recipe: Recipe, out: str | Path, force: bool, resume: bool) -> Path:
             raise Bad(f"{folder} exists: choose another --out, `trainlore resume {folder}`, or --force to replace it")
         if not (folder / "run.json").exists() and folder.exists():
             raise Bad(f"{folder} is not a run folder, so --force does not remove it: choose another --out")
+    return folder
+
+
+def _made(recipe: Recipe, folder: Path) -> None:
+    """Make the folder new; whatever run was there is gone."""
+    if (folder / "run.json").exists():
         shutil.rmtree(folder)
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Bad(f"cannot make {folder}: {error.strerror}") from None
     stores.write(folder / "recipe.yaml", recipe.text)
-    return folder
 
 
 @contextlib.contextmanager

@@ -173,7 +173,8 @@ def fit(
             for k, v in old.items():
                 s[k].load_state_dict(v) if isinstance(s.get(k), nn.Module) else s.__setitem__(k, v)
         curve.update(saved["curve"])
-        here.add(meter.Meter.of(saved["meter"]))
+        for bill in (here, run.meter):  # what was paid before the interruption
+            bill.add(meter.Meter.of(saved["meter"]))
 
     def spent() -> float:
         if limit is None:
@@ -183,7 +184,12 @@ def fit(
 
     here = meter.Meter()
     net.train()
-    with here.running(), run.bar(total if limit is None else None, "train") as bar, run.checkpoints(folder) as saver:
+    with (
+        run.meter.running(),
+        here.running(),
+        run.bar(total if limit is None else None, "train") as bar,
+        run.checkpoints(folder) as saver,
+    ):
         if (saved := saver.newest(place)) is not None:
             restore(saved)
             bar(loop.t)
@@ -226,7 +232,6 @@ def fit(
                 raise Interrupted
         if loop.t == until:
             saver.save(state)
-    run.meter.add(here)
     effects.on = False
     if any(fills(p, "readout") for p in parts) and (final := readout()) is not None:
         net.load_state_dict(final)
@@ -338,7 +343,7 @@ def prepared(model: Model, data: Data, truncate: bool) -> Data:
         labels, logits = data["label"], getattr(getattr(model.net, "config", None), "num_labels", None)
         if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu" and labels.ndim == 1:
             low, high = int(labels.min()), int(labels.max())
-            if low < 0 or logits and high >= logits:
+            if low < 0 or (logits and high >= logits):
                 raise Bad(
                     f"labels run from {low} to {high}; the model knows {f'0 to {logits - 1}' if logits else 'none below 0'}"
                 )

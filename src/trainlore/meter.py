@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_RUNNING: list[Meter] = []  # the innermost is the one that pays
+_RUNNING: list[Meter] = []  # from the outermost to the innermost: all are paid
 _DEPTH = [0]  # a network inside another network is paid for by the outer one
 
 
@@ -34,13 +34,14 @@ class Meter:
 
     @contextmanager
     def running(self) -> Iterator[Meter]:
-        """Whatever network runs inside pays here."""
+        """Whatever network runs inside pays here, and to every meter that runs around this one, to each once."""
+        outermost = not any(m is self for m in _RUNNING)
         _RUNNING.append(self)
         start = time.perf_counter()
         try:
             yield self
         finally:
-            self.seconds += time.perf_counter() - start
+            self.seconds += (time.perf_counter() - start) * outermost
             self.peak = max(self.peak, peak_memory())
             _RUNNING.pop()
 
@@ -110,10 +111,11 @@ def _after(net: Any, args: tuple, kwargs: dict, out: Any) -> None:
     if counting is not None:
         net._flops[tuple(x.shape[1:])] = counting.get_total_flops() / max(1, len(x))  # cost is linear in the rows
     work = net._flops.get(tuple(x.shape[1:]), 0.0) * len(x)
-    meter = _RUNNING[-1]
-    meter.forward += work
-    meter.rows += len(x)
-    meter.tokens += x.numel() if not x.is_floating_point() else len(x)
+    meters = list({id(m): m for m in _RUNNING}.values())
+    for meter in meters:
+        meter.forward += work
+        meter.rows += len(x)
+        meter.tokens += x.numel() if not x.is_floating_point() else len(x)
     result = next(
         (
             v
@@ -126,7 +128,8 @@ def _after(net: Any, args: tuple, kwargs: dict, out: Any) -> None:
         share = net._trained
 
         def paid(grad: Tensor) -> None:
-            meter.backward += work * (1 + share)
+            for meter in meters:
+                meter.backward += work * (1 + share)
 
         result.register_hook(paid)
 

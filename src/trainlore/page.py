@@ -61,9 +61,9 @@ def esc(value: Any) -> str:
 
 def number(value: Any) -> str:
     """A number as people read it."""
-    if value is None or isinstance(value, float) and value != value:
+    if value is None or (isinstance(value, float) and value != value):
         return "–"
-    if isinstance(value, int) or isinstance(value, float) and value.is_integer() and abs(value) < 1e7:
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) < 1e7):
         return f"{int(value):,}"
     return f"{value:,.1f}" if 100 <= abs(value) < 1e7 else f"{value:.3g}"
 
@@ -226,7 +226,7 @@ def _samples(record: dict) -> str:
             if mine["reference"]
             else ""
         )
-        out += f'<details open><summary class="soft">{esc(prompt.splitlines()[0][:110])}</summary><pre>{esc(prompt[:600])}</pre><div class="pair">{cells}{reference}</div></details>'
+        out += f'<details open><summary class="soft">{esc((prompt.splitlines() or [""])[0][:110])}</summary><pre>{esc(prompt[:600])}</pre><div class="pair">{cells}{reference}</div></details>'
     return out
 
 
@@ -313,16 +313,15 @@ def _trails(folder: Path, record: dict) -> str:
         return ""
     if not steps:
         return ""
-    last, first = next((s for s in steps[::-1] if "text" in s["out"].columns), steps[0]), steps[0]
-    kept = [i for i in last["out"].ids.tolist()[:: max(1, len(last["out"]) // 5)]][:5]
-    sources = _sources(steps, last, kept)
-    import numpy as np
-
-    gone = np.setdiff1d(np.arange(first["out"].table.num_rows), first["out"].ids)[:2].tolist()
-    later = [i for i in first["out"].ids.tolist()[:: max(1, len(first["out"]) // 11)] if i not in sources]
+    first = steps[0]
+    root = first["from"]
+    sources, gone, later = _sources(steps, root), [], []
+    if not first.get("made"):  # else its ids are those of new rows
+        gone = first["out"].dropped().ids[:2].tolist()
+        later = [i for i in first["out"].ids.tolist()[:: max(1, len(first["out"]) // 11)] if i not in sources]
     out = ""
     for id in [*dict.fromkeys([*sources[:5], *gone, *later])][:10]:
-        lines = trail.row(folder, int(id), first["from"])
+        lines = trail.row(folder, int(id), root)
         rows = []
         for line in lines:
             scores = ", ".join(
@@ -338,20 +337,31 @@ def _trails(folder: Path, record: dict) -> str:
                 ]
             )
         end = lines[-1]["what"] if lines else ""
-        out += f"<details><summary>row {id} of ${esc(first['from'])}: {esc(end)} by {esc(lines[-1]['method']) if lines else ''}</summary>{table(['step', '', 'scores', ''], rows)}</details>"
+        out += f"<details><summary>row {id} of ${esc(root)}: {esc(end)} by {esc(lines[-1]['method']) if lines else ''}</summary>{table(['step', '', 'scores', ''], rows)}</details>"
     return out
 
 
-def _sources(steps: list[dict], last: dict, ids: list[int]) -> list[int]:
-    """The rows of the first data that these rows of a later noun came from."""
+def _sources(steps: list[dict], root: str) -> list[int]:
+    """A few rows of the data `root` that live on in the last text made of it."""
+    for at in reversed(range(len(steps))):
+        if "text" in steps[at]["out"].columns:
+            ids = steps[at]["out"].ids
+            noun, found = _traced(steps[: at + 1], ids[:: max(1, len(ids) // 5)][:5].tolist())
+            if noun == root:
+                return found
+    return []
+
+
+def _traced(steps: list[dict], ids: list[int]) -> tuple[str, list[int]]:
+    """The noun these rows of the last step's data came from at the very first, and which of its rows they were."""
     import numpy as np
 
-    noun = last["as"]
-    for step in reversed(steps[: steps.index(last) + 1]):
+    noun = steps[-1]["as"]
+    for step in reversed(steps):
         if step["as"] != noun:
             continue
         out = step["out"]
-        if "parents" in (step.get("columns") or []):
+        if step.get("made"):
             where = np.flatnonzero(np.isin(out.ids, ids))
             try:
                 values, offsets = out.take(where).lists("parents")
@@ -359,7 +369,7 @@ def _sources(steps: list[dict], last: dict, ids: list[int]) -> list[int]:
             except ValueError:
                 ids = np.asarray(out.take(where)["parents"]).tolist()
         noun = step["from"]
-    return [int(i) for i in ids]
+    return noun, [int(i) for i in ids]
 
 
 def _recipe(folder: Path, record: dict) -> str:

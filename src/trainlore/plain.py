@@ -25,7 +25,6 @@ def fit(model: Any, data: Any, *parts: Any, seed: int = 0, progress: bool = Fals
 def run(recipe: str | Path, out: str | Path | None = None, **options: Any) -> dict[str, Any]:
     """Run a recipe file and give its nouns by name; see `trainlore.execute.execute` for the options."""
     from trainlore import recipe as recipes
-
     from trainlore.execute import execute
 
     return execute(recipes.read(recipe), out=out, **options)

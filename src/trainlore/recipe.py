@@ -94,7 +94,11 @@ def _override(raw: Any, text: str) -> None:
 
     path, mark, value = text.partition("=")
     keys = path.split(".")
-    if not mark or keys[0] not in ("name", "seed", "given", "steps") or len(keys) < 2 and keys[0] in ("given", "steps"):
+    if (
+        not mark
+        or keys[0] not in ("name", "seed", "given", "steps")
+        or (len(keys) < 2 and keys[0] in ("given", "steps"))
+    ):
         raise Bad(
             f"cannot set {text!r}: write seed=1, given.pool=my.jsonl or steps.3.keep=0.2 (a step's number or name)"
         )

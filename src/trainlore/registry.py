@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlore.errors import Bad
+from trainlore.slots import LIFE
 
 HERE = Path(__file__).parent
 INDEX = HERE / "_index.json"
@@ -96,7 +97,7 @@ def _entry(node: ast.ClassDef, module: str, source: str) -> dict[str, Any] | Non
         "kind": verb,
         "line": node.lineno,
         "card": card,
-        "slots": [f.name for f in functions if not f.name.startswith("_")],
+        "slots": [f.name for f in functions if not f.name.startswith("_") and f.name not in LIFE],
         "fields": fields,
         **literals,
         "summary": doc.splitlines()[0] if doc else "",
@@ -150,4 +151,5 @@ def by_class(name: str) -> Any:
 
 def generate() -> str:
     """The text of _index.json as the files say it now."""
-    return json.dumps(scan(HERE / "methods", "trainlore.methods"), indent=1, sort_keys=True) + "\n"
+    found = scan(HERE / "methods", "trainlore.methods")
+    return json.dumps({name: found[name] for name in sorted(found)}, indent=1) + "\n"

@@ -8,7 +8,40 @@ from collections import Counter
 from typing import Any
 
 STOP = set(
-    "a an and are as at be by for from how i in is it of on or that the this to what when where which with my do does can we".split()
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "by",
+        "for",
+        "from",
+        "how",
+        "i",
+        "in",
+        "is",
+        "it",
+        "of",
+        "on",
+        "or",
+        "that",
+        "the",
+        "this",
+        "to",
+        "what",
+        "when",
+        "where",
+        "which",
+        "with",
+        "my",
+        "do",
+        "does",
+        "can",
+        "we",
+    ]
 )
 WEIGHT = {"name": 4.0, "title": 4.0, "summary": 3.0, "family": 2.0, "doc": 1.0}
 

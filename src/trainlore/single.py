@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from trainlore import store, trail
+from trainlore.cli import esc, say
 from trainlore.errors import Bad
 from trainlore.execute import build, describe
 from trainlore.nouns import Data, Model, Report
-from trainlore.recipe import TAKES
+from trainlore.recipe import TAKES, _fields
 from trainlore.registry import entry, near
 from trainlore.runs import Run
 
@@ -37,25 +39,35 @@ def do(
     fields: dict[str, Any] = {}
     for item in sets:
         key, mark, value = item.partition("=")
-        if not mark or key not in e["fields"]:
+        if key not in e["fields"]:
             raise Bad(
                 f"{method} has no field {key!r}" + (near(key, e["fields"]) or f"; it has {', '.join(e['fields'])}")
             )
+        if not mark:
+            raise Bad(f"--set {item}: say --set {key}=VALUE")
         type_ = e["fields"][key]["type"]
-        if "Data" in type_ or "Model" in type_:
-            nouns[key] = Data.of(value) if "Data" in type_ else Model.of(value)
-            fields[key] = f"${key}"
+        try:
+            read = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise Bad(f"--set {item}: not YAML: {' '.join(str(error).split())}") from None
+        if re.search(r"\b(Data|Model)\b", type_) and read is not None:
+            many, names = read if isinstance(read, list) else [value], []
+            for one in many:
+                names.append(f"{key}_{len(names)}")
+                nouns[names[-1]] = (Data if re.search(r"\bData\b", type_) else Model).of(one)
+            lists = re.search(r"\b(tuple|list)\b", type_)
+            fields[key] = [f"${n}" for n in names] if lists else f"${names[0]}"
         else:
-            fields[key] = yaml.safe_load(value)
+            fields[key] = read
     if missing := [k for k, f in e["fields"].items() if f["default"] is None and k not in fields]:
         raise Bad(f"{method} needs --set {missing[0]}=... ({e['fields'][missing[0]]['type']})")
+    if wrong := _fields(method, fields, {k: type(v).__name__ for k, v in nouns.items()}):
+        raise Bad(f"{method}: " + "; ".join(wrong))
     given = {"data": lambda: Data.of(data), "model": lambda: Model.of(model)}
     main = [given[wire]() for wire in TAKES[e["kind"]]]
     result = Run(seed).step(build(method, fields, nouns), *main)
     if out is not None:
         _write(result, main[0], out)
-    from rich import print as say
-
     say(_told(result, main[0], out))
     return result
 
@@ -65,47 +77,67 @@ def _writable(out: Path | None, kind: str, force: bool) -> None:
         return
     if kind == "Curate" and out.suffix not in TABLES:
         raise Bad(f"--out {out}: rows are written as {', '.join(TABLES)}")
-    if out.exists() and not force:
-        raise Bad(f"{out} exists: say --force to replace it")
+    if kind == "Measure" and out.suffix != ".json":
+        raise Bad(f"--out {out}: a report is written as .json")
+    if out.is_dir() and kind in ("Curate", "Measure"):
+        raise Bad(f"--out {out} is a folder: name a file")
+    places = (out, _dropped(out)) if kind == "Curate" else (out,)
+    if there := [p for p in places if p.exists() and not force]:
+        raise Bad(f"{there[0]} exists: say --force to replace it")
+
+
+def _dropped(out: Path) -> Path:
+    """Where the rows go that a step dropped."""
+    return out.with_suffix(".dropped" + out.suffix)
 
 
 def _write(result: Any, given: Any, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(result, Data):
         table(result, out)
-        lost = np.setdiff1d(
-            result.base_ids if result.base_ids is not None else np.arange(result.table.num_rows), result.ids
-        )
+        _dropped(out).unlink(missing_ok=True)  # of an earlier run
+        lost = result.dropped()
         if len(lost) and result.table.num_rows == given.table.num_rows:
-            import dataclasses
-
-            table(dataclasses.replace(result, rows=lost), out.with_suffix(".dropped" + out.suffix))
+            table(lost, _dropped(out))
     elif isinstance(result, Model):
         result.save(out)
     else:
-        out.write_text(json.dumps(result.summary(), indent=1))
+        store.write(out, trail.as_json(result.summary()) + "\n")
 
 
 def table(data: Data, path: Path) -> None:
-    """Write the rows in play as JSONL, CSV or Parquet, by the file's name."""
-    rows = data.arrow()
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
+    """Write the rows in play as JSONL, CSV or Parquet, by the file's name; the file is there whole or not at all."""
+    rows, part = data.arrow(), path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
 
-        pq.write_table(rows, path)
-    elif path.suffix == ".csv":
-        import pyarrow.csv
+            pq.write_table(rows, part)
+        elif path.suffix == ".csv":
+            _csv(rows, part)
+        else:
+            with part.open("w", encoding="utf-8") as file:
+                for batch in rows.to_batches(max_chunksize=4096):
+                    for row in batch.to_pylist():
+                        file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        os.replace(part, path)
+    except OSError as error:
+        raise store.full(error, path) from error
+    finally:
+        part.unlink(missing_ok=True)
 
-        pyarrow.csv.write_csv(rows, path)
-    else:
-        with path.open("w") as file:
-            for batch in rows.to_batches(max_chunksize=4096):
-                for row in batch.to_pylist():
-                    file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+def _csv(rows: Any, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.csv
+
+    if nested := [f.name for f in rows.schema if pa.types.is_nested(f.type)]:
+        raise Bad(f"column {nested[0]!r} holds lists, for which CSV has no form: write .jsonl or .parquet")
+    pyarrow.csv.write_csv(rows, path)
 
 
 def _told(result: Any, given: Any, out: Path | None) -> str:
-    to = f" → {out}" if out else ""
+    to = f" → {esc(out)}" if out else ""
     if isinstance(result, Data):
         return f"{len(result):,} rows of {len(given):,}{to}"
     if isinstance(result, Report):
@@ -120,27 +152,35 @@ def export(source: Path, to: Path, name: str | None, force: bool) -> float:
     """Write a model as a Hugging Face directory; give the relative distance of the logits after loading it back."""
     import torch
 
-    from trainlore import trail
     from trainlore.steps import SAME, distance
 
+    if not source.is_dir():
+        raise Bad(f"no folder {source}: give a run folder or a Hugging Face folder")
     if to.exists() and not force:
         raise Bad(f"{to} exists: say --force to replace it")
     if (source / "run.json").exists():
-        steps = trail.model(source, name.lstrip("$") if name else None)
-        _, store = trail.opened(source)
-        if not store.has(steps[-1]["key"]):
+        last = trail.model(source, name.lstrip("$") if name else None)[-1]
+        _, kept = trail.opened(source)
+        if last["name"] == "save" and (source / str(last["fields"].get("to", "model"))).is_dir():
+            model = Model.of(str(source / str(last["fields"].get("to", "model"))))
+        elif kept.has(last["key"]):
+            model = kept.get(last["key"])
+        else:
             raise Bad(
-                f"${steps[-1]['as']} was not kept by the run (its form is more than its config says): add a `save` step to the recipe"
+                f"${last['as']} was not kept by the run (its form is more than its config says): add a `save` step to the recipe"
             )
-        model = store.get(steps[-1]["key"])
     else:
         model = Model.of(str(source))
     model.save(to)
     back = Model.of(str(to))
-    if model.probe is None or model.input not in model.probe:
+    if model.input == "pixel_values":
+        c = model.net.config
+        pixels = torch.rand(2, c.num_channels, c.image_size, c.image_size, generator=Run(0).rng("export"))
+        batch: Any = {"pixel_values": pixels, "row": torch.arange(2)}
+    elif model.probe is None or model.input not in model.probe:
         vocab = getattr(model.net.config, "vocab_size", 2)
         ids = torch.randint(vocab, (2, 16), generator=Run(0).rng("export"))
-        batch: Any = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "row": torch.arange(2)}
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "row": torch.arange(2)}
     else:
         batch = model.probe
     with torch.no_grad():

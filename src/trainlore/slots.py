@@ -44,7 +44,7 @@ def check(parts: tuple[Any, ...], columns: dict[str, str]) -> None:
     """Raise Clash unless the parts can share one loop over data with these columns."""
     for slot, law in SLOTS.items():
         mine = [p for p in parts if fills(p, slot)]
-        owners = [p for p in mine if law == "one" or law == "wrap" and not takes_inner(getattr(p, slot))]
+        owners = [p for p in mine if law == "one" or (law == "wrap" and not takes_inner(getattr(p, slot)))]
         if len(owners) > 1:
             names = " and ".join(type(p).__name__ for p in owners)
             raise Clash(

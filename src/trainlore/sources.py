@@ -48,7 +48,7 @@ WORLDS = {
     ),
     "digits": ("train", "test", "spare", "noisy"),
     "sums": ("train", "test"),
-    "two-domains": ("pool", "target", "held_out", "pairs"),
+    "two-domains": ("pool", "target", "target_test", "held_out", "pairs"),
 }
 
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md", ".gz", ".zst")

@@ -76,6 +76,9 @@ def _trailed(result: Data, given: Data, entry: dict[str, Any]) -> Data:
 
     new = [c for c in result.columns if c not in given.columns]
     made = "parents" in new
+    if "parents" in given.columns and "parents" in result.columns:  # new rows out of rows that were new once themselves
+        same = result.table.num_rows == given.table.num_rows and result.table["parents"].equals(given.table["parents"])
+        made = not same
     entry |= {"rows_in": len(given), "rows_out": len(result), "columns": new, "made": made}
     return dataclasses.replace(result, trail=(*given.trail, entry))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,25 @@ from trainlore.store import Store
 SHOWN = 3  # of the rows one row was made into
 
 
+def as_json(value: Any) -> str:
+    """JSON for other programs: what is no number is null, for which JSON has a word."""
+
+    def plain(one: Any) -> Any:
+        if isinstance(one, dict):
+            return {k: plain(v) for k, v in one.items()}
+        if isinstance(one, list | tuple):
+            return [plain(v) for v in one]
+        return None if isinstance(one, float) and not math.isfinite(one) else one
+
+    return json.dumps(plain(value), indent=1)
+
+
 def opened(folder: Path) -> tuple[dict[str, Any], Store]:
     """A run's record and its store."""
     path = folder / "run.json"
     if not path.exists():
         raise Bad(f"{folder} is not a run: it has no run.json")
-    return json.loads(path.read_text()), Store(folder.parent / ".store")
+    return json.loads(path.read_text()), Store(folder.resolve().parent / ".store")
 
 
 def curations(folder: Path) -> list[dict[str, Any]]:
@@ -33,22 +47,23 @@ def curations(folder: Path) -> list[dict[str, Any]]:
 def row(folder: Path, id: int, start: str | None = None) -> list[dict[str, Any]]:
     """What happened to the row with this id of the noun `start` (by default the first data of the recipe).
 
-    One object a step: step, noun, what (kept, dropped, rewritten), scores (new columns), text (the row as it left)."""
+    One object a step: step, noun, what (kept, dropped, made into n rows), scores (new columns), text (the row as it left)."""
     steps = curations(folder)
     if not steps:
         raise Bad(f"{folder} has no finished step that changed data")
     start = start or steps[0]["from"]
     if start not in {s["from"] for s in steps}:
         raise Bad(f"no step read ${start}; data were read from {', '.join(sorted({'$' + s['from'] for s in steps}))}")
+    if not _has(folder, steps, start, id):
+        raise Bad(f"${start} has no row {id}")
     story: list[dict[str, Any]] = []
     alive: dict[str, list[int]] = {start: [id]}
     for step in steps:
         out: Data = step["out"]
-        ids = out.ids
-        base = np.arange(out.table.num_rows) if out.base_ids is None else out.base_ids
+        whole, left = out.whole(), []  # of this row, what the step gives
         for one in alive.get(step["from"], [])[:SHOWN]:
             line: dict[str, Any] = {"step": step["number"], "method": step["name"], "noun": step["as"], "row": one}
-            if "parents" in (step.get("columns") or []):
+            if step.get("made"):
                 children = _children(out, one)
                 line |= {
                     "what": f"made into {len(children)} row{'s' if len(children) != 1 else ''}"
@@ -56,23 +71,41 @@ def row(folder: Path, id: int, start: str | None = None) -> list[dict[str, Any]]
                     else "dropped",
                     "scores": {},
                 }
-                alive.setdefault(step["as"], []).extend(children.tolist())
-                line["text"] = _text(out, np.flatnonzero(np.isin(ids, children))[:1])
+                left += children.tolist()
+                line["text"] = _text(out, np.flatnonzero(np.isin(out.ids, children))[:1])
             else:
-                here, there = np.flatnonzero(ids == one), np.flatnonzero(base == one)
+                here, there = np.flatnonzero(out.ids == one), np.flatnonzero(whole.ids == one)
                 if not len(there):
-                    if one == id and step["from"] == start:
-                        raise Bad(f"${start} has no row {id}")
                     continue
                 line["what"] = "kept" if len(here) else "dropped"
                 scores = {c: out.table[c][int(there[0])].as_py() for c in step.get("columns") or []}
                 line["scores"] = {k: v for k, v in scores.items() if isinstance(v, int | float | str | bool)}
-                whole = Data(out.table)
                 line["text"] = _text(whole, there[:1])
-                if len(here):
-                    alive.setdefault(step["as"], []).append(one)
+                left += [one] if len(here) else []
             story.append(line)
+        if step["from"] in alive:
+            alive[step["as"]] = left  # a name may be given anew
     return story
+
+
+def _has(folder: Path, steps: list[dict[str, Any]], start: str, id: int) -> bool:
+    """Whether the noun had this row when it was first read."""
+    at = next(i for i, s in enumerate(steps) if s["from"] == start)
+    maker = next((s for s in reversed(steps[:at]) if s["as"] == start), None)
+    if maker is not None:
+        return id in maker["out"].ids
+    if not steps[at].get("made"):
+        return id in steps[at]["out"].whole().ids
+    if len(_children(steps[at]["out"], id)):
+        return True
+    from trainlore import recipe
+    from trainlore.execute import given
+
+    try:
+        spec = recipe.read(folder / "recipe.yaml").spec
+        return id in given(start, spec.given[start], spec.seed).get().ids
+    except (Bad, OSError, KeyError):  # the source is no longer there: the step's count has to do
+        return 0 <= id < steps[at]["rows_in"]
 
 
 def _children(out: Data, parent: int) -> np.ndarray:

@@ -12,7 +12,6 @@ from trainlore.slots import LIFE, SLOTS
 
 if TYPE_CHECKING:
     from trainlore.nouns import Data, Model, Report
-    from trainlore.runs import Run
 
 
 class Step:

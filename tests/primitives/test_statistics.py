@@ -5,8 +5,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from trainlore.nouns import Data, Model
 from trainlore.primitives import statistics as stats
+from trainlore.runs import Run
 
 
 def test_sign_flip_is_the_loop_over_all_signs():
@@ -55,6 +58,8 @@ def test_five_by_two_is_alpaydins_ratio():
     f, p = stats.five_by_two(np.tile([1.0, 0.0], (5, 1)))
     assert (f, p) == pytest.approx((1.0, 0.5348806), abs=1e-6)  # F(10, 5) at 1
     assert stats.five_by_two(np.zeros((5, 2))) == (0.0, 1.0)
+    same = np.random.default_rng(1).normal(size=(1000, 5, 2))  # two recipes alike
+    assert 0.005 < np.mean([stats.five_by_two(d)[1] < 0.05 for d in same]) < 0.06
 
 
 def test_cochrans_q_of_two_models_is_mcnemars_chi_square():
@@ -82,6 +87,27 @@ def test_intervals_cover_what_they_say():
 
 def kind_of(tables, shared, rng):
     return [stats.hierarchical_interval(table, rng, draws=200, shared=shared) for table in tables]
+
+
+class Echo(torch.nn.Module):
+    """Believe in every token it reads, a little."""
+
+    main_input_name = "input_ids"
+
+    def forward(self, input_ids, attention_mask=None, use_cache=False):
+        return torch.nn.functional.one_hot(input_ids, 5).float()
+
+
+def test_outcomes_of_tokens_are_shares_of_the_answers_asked_for():
+    data = Data.of({"input_ids": [[1, 2, 3], [4], [2, 2, 2, 2]], "labels": [[1, 0, -100], [4], [2, 2, 2, 0]]})
+    right, tokens = stats.outcomes(Run(), Model(Echo(), "tagger"), data)
+    assert right.tolist() == [0.5, 1.0, 0.75] and tokens.tolist() == [2, 1, 4]
+    loss, _ = stats.outcomes(Run(), Model(Echo(), "tagger"), data, "loss")
+    said, other = -math.log(math.e / (math.e + 4)), -math.log(1 / (math.e + 4))
+    assert loss == pytest.approx([(said + other) / 2, said, (3 * said + other) / 4])
+    ahead = Data.of({"input_ids": [[1, 1, 2]], "labels": [[1, 1, 2]]})  # a causal model answers for the next place
+    right, tokens = stats.outcomes(Run(), Model(Echo(), "causal"), ahead)
+    assert right.tolist() == [0.5]
 
 
 @pytest.mark.parametrize(

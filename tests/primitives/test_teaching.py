@@ -4,7 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from trainlore.primitives.teaching import draws, kl, soft_cross_entropy, sparse_cross_entropy, top_k, uniforms, where_trained
+from trainlore.primitives.teaching import (
+    draws,
+    kl,
+    soft_cross_entropy,
+    sparse_cross_entropy,
+    top_k,
+    uniforms,
+    where_trained,
+)
 
 
 def logits(*shape, seed=0):
@@ -21,7 +29,9 @@ def test_kl_is_the_textbooks_sum(temperature):
             p = [math.exp(x / temperature) for x in teacher[i, j].tolist()]
             q = [math.exp(x / temperature) for x in student[i, j].tolist()]
             p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]
-            assert got[i, j].item() == pytest.approx(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)), abs=1e-12)
+            assert got[i, j].item() == pytest.approx(
+                sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)), abs=1e-12
+            )
     assert kl(teacher, teacher).abs().max() < 1e-12
 
 
@@ -65,7 +75,9 @@ def test_the_gradient_of_draws_is_unbiased_and_that_of_top_k_is_not():
 def test_everything_drawn_equals_full_distillation():
     student, teacher = logits(3, 5), logits(3, 5, seed=2)
     ids, weights = top_k(teacher, 5)
-    torch.testing.assert_close(sparse_cross_entropy(student, ids, weights), soft_cross_entropy(student, teacher.softmax(-1)))
+    torch.testing.assert_close(
+        sparse_cross_entropy(student, ids, weights), soft_cross_entropy(student, teacher.softmax(-1))
+    )
 
 
 def test_where_trained_has_the_shape_of_the_losses():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from trainlore.errors import Bad
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 TOKENS = "input_ids", "labels", "segment_ids", "position_ids"
+DENSE = "features", "pixel_values"  # what a network reads as it is: never padded
 PAD = {"labels": -100, "segment_ids": -1}  # by the end of a column's name; everything else pads with zero
 CHUNK = 8192  # rows turned into Python objects at a time
 
@@ -48,8 +50,10 @@ class Data:
         """Make Data from a path, `world:NAME/PART`, `hub:OWNER/NAME`, list of str, dict of columns, frame, table or Dataset."""
         if isinstance(source, Data):
             return source
+        if isinstance(source, pa.RecordBatch):
+            source = pa.Table.from_batches([source])
         if isinstance(source, pa.Table):
-            return Data(source)
+            return Data(_plain(source))
         if isinstance(source, str) and source.startswith("world:"):
             from trainlore import worlds
 
@@ -60,22 +64,40 @@ class Data:
 
             return Data(reading.read(source, home() / "read", **options))
         if isinstance(source, Mapping):
-            lengths = {k: len(v) for k, v in source.items()}
+            if type(source).__module__.startswith("datasets."):
+                raise Bad(f"this is a DatasetDict; give one of its splits: {', '.join(map(str, source))}")
+            columns = {k: _column(k, v) for k, v in source.items()}
+            lengths = {k: len(v) for k, v in columns.items()}
             if len(set(lengths.values())) > 1:
                 raise Bad(f"columns differ in length: {lengths}")
-            return Data(pa.table({k: _arrow(v) for k, v in source.items()}))
+            return Data(_plain(pa.table(columns)))
         if type(source).__module__.startswith("datasets."):
-            flat = source.flatten_indices() if source._indices is not None else source
-            return Data(flat.data.table)
-        if hasattr(source, "to_dict") and hasattr(source, "columns"):
-            return Data(pa.Table.from_pandas(source, preserve_index=False))
+            if not hasattr(source, "_indices"):
+                raise Bad(
+                    f"{type(source).__name__} has no end: take some rows first, Dataset.from_list(list(it.take(n)))"
+                )
+            whole = source.data.table if source._indices is None else source.with_format("arrow")[:]
+            return Data(_plain(whole))
+        if hasattr(source, "columns") and hasattr(source, "to_arrow"):
+            return Data(_plain(source.to_arrow()))
+        if hasattr(source, "columns") and hasattr(source, "to_dict"):
+            try:
+                return Data(_plain(pa.Table.from_pandas(source, preserve_index=False)))
+            except (pa.ArrowException, TypeError) as error:
+                raise Bad(f"{' '.join(map(str, error.args))}: give the column one type") from None
+        if hasattr(source, "tolist"):  # a series or an array of names
+            return Data.of(source.tolist())
         if isinstance(source, Sequence) and source and all(isinstance(s, str) for s in source):
             return Data(pa.table({"text": pa.array(source, pa.large_string())}))
         if isinstance(source, Sequence) and source and all(isinstance(s, Mapping) for s in source):
-            return Data(pa.Table.from_pylist([dict(s) for s in source]))
-        raise Bad(
-            f"cannot make data from {type(source).__name__}; give a path, a list of str or dict, a table or a frame"
+            names = dict.fromkeys(k for s in source for k in s)
+            return Data(_plain(pa.table({k: _column(k, [s.get(k) for s in source]) for k in names})))
+        what = (
+            f"an empty {type(source).__name__}"
+            if isinstance(source, Sequence) and not source
+            else type(source).__name__
         )
+        raise Bad(f"cannot make data from {what}; give a path, a list of str or dict, a table or a frame")
 
     # ---- looking at it
 
@@ -104,10 +126,22 @@ class Data:
             raise Bad(f"{who} was given no rows")
 
     def __getitem__(self, name: str) -> Any:
+        return self._at(name, self.rows)
+
+    def _at(self, name: str, rows: np.ndarray | None) -> Any:
+        """The column at these rows of the table. Raises Bad where a whole number or a list of numbers is missing."""
         whole = self._whole(name)
-        if self.rows is None:
+        if (missing := self._memo.get(("missing", name))) is not None:
+            ids = self.whole().ids if rows is None else self.whole().ids[rows]
+            if (gone := missing if rows is None else missing[rows]).any():
+                shown = ", ".join(map(str, ids[gone][:5])) + (", ..." if gone.sum() > 5 else "")
+                many = f"{gone.sum():,} rows" if gone.sum() > 1 else "a row"
+                raise Bad(
+                    f"column {name!r} has no value in {many} ({shown}): fill it, drop the rows or drop the column"
+                )
+        if rows is None:
             return whole
-        return whole[self.rows] if isinstance(whole, np.ndarray) else whole.take(pa.array(self.rows))
+        return whole[rows] if isinstance(whole, np.ndarray) else whole.take(pa.array(rows))
 
     def _whole(self, name: str) -> Any:
         """The column over all rows of the table: numpy where it can be, Arrow where not. Made once."""
@@ -115,17 +149,16 @@ class Data:
         if ("whole", name) not in self._memo:
             column = self.table[name]
             kind = column.type
-            if pa.types.is_fixed_size_list(kind) and column.null_count == 0:
-                flat = column.combine_chunks()
-                flat = flat.chunk(0) if isinstance(flat, pa.ChunkedArray) and flat.num_chunks else flat
-                value: Any = flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, kind.list_size)
-            elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-                if column.null_count and not pa.types.is_floating(kind):
-                    raise Bad(f"column {name!r} has no value in {column.null_count} rows: fill or drop them first")
+            value: Any = column
+            if pa.types.is_fixed_size_list(kind) or (name in DENSE and _listed(kind)):
+                value = _dense(column)
+            elif pa.types.is_floating(kind):
                 value = column.to_numpy()
-            else:
-                value = column
-            self._memo["whole", name] = value
+            elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+                value = (pc.fill_null(column, pa.array([0]).cast(kind)[0]) if column.null_count else column).to_numpy()
+            if isinstance(value, np.ndarray) and column.null_count and not pa.types.is_floating(kind):
+                self._memo["missing", name] = column.is_null().to_numpy()
+            self._memo["whole", name] = column if value is None else value
         return self._memo["whole", name]
 
     def groups(self, *names: str) -> dict[str, list[str]]:
@@ -149,12 +182,11 @@ class Data:
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """A list column as (values (sum of lengths,), offsets int64 (N+1,))."""
-        whole = self._whole(name)
-        if isinstance(whole, np.ndarray):
-            if whole.ndim != 2:
-                raise Bad(f"column {name!r} holds single values, not lists")
-            mine = whole if self.rows is None else whole[self.rows]
-            return mine.reshape(-1), np.arange(len(mine) + 1, dtype=np.int64) * whole.shape[1]
+        if isinstance(self._whole(name), np.ndarray):
+            mine = self._at(name, self.rows)
+            if mine.ndim != 2:
+                raise Bad(f"column {name!r} holds {'single values' if mine.ndim == 1 else 'arrays'}, not lists")
+            return mine.reshape(-1), np.arange(len(mine) + 1, dtype=np.int64) * mine.shape[1]
         values, offsets = self._ragged(name)
         if self.rows is None:
             return values, offsets
@@ -164,13 +196,20 @@ class Data:
 
     def _ragged(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         if ("ragged", name) not in self._memo:
-            column = self.table[name].combine_chunks()
+            column = _one(self.table[name])
             if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
                 raise Bad(f"column {name!r} holds {column.type}, not lists")
-            column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-            offsets = column.offsets.to_numpy().astype(np.int64)
-            values = column.flatten().to_numpy(zero_copy_only=False)
-            self._memo["ragged", name] = values, offsets - offsets[0]
+            length = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+            offsets = np.concatenate([[0], np.cumsum(length, dtype=np.int64)])
+            flat = column.flatten()
+            if flat.null_count and not pa.types.is_floating(flat.type):
+                inside = (
+                    np.searchsorted(offsets, np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False)), "right") - 1
+                )
+                raise Bad(
+                    f"column {name!r} has lists with a value missing, the first in row {self.whole().ids[inside[0]]}"
+                )
+            self._memo["ragged", name] = flat.to_numpy(zero_copy_only=False), offsets
         return self._memo["ragged", name]
 
     @property
@@ -178,10 +217,10 @@ class Data:
         """What each batch column will hold, in the words that parts' `needs` and `gives` are written in."""
 
         def kind(name: str, t: pa.DataType) -> str:
-            if pa.types.is_list(t) or pa.types.is_large_list(t) or pa.types.is_fixed_size_list(t):
-                if pa.types.is_floating(t.value_type):
+            if _listed(t):
+                if name in DENSE or pa.types.is_floating(_leaf(t)):
                     return "shares" if name == "labels" else "numbers"
-                return "tokens"
+                return "tokens" if _numeric(t) else "text"
             if pa.types.is_integer(t) or pa.types.is_boolean(t):
                 return "labels"
             return "numbers" if pa.types.is_floating(t) else "text"
@@ -198,7 +237,12 @@ class Data:
         positions = np.asarray(positions)
         if positions.dtype == bool:
             return self.where(positions)
+        if positions.ndim != 1 or (positions.dtype.kind not in "iu" and positions.size):
+            raise ValueError(f"positions are whole numbers (N,), not {positions.dtype} {positions.shape}")
         positions = positions.astype(np.int64)
+        if positions.size and not -len(self) <= positions.min() <= positions.max() < len(self):
+            raise IndexError(f"positions from {positions.min()} to {positions.max()} of {len(self)} rows")
+        positions = np.where(positions < 0, positions + len(self), positions)
         return dataclasses.replace(self, rows=positions if self.rows is None else self.rows[positions])
 
     def where(self, keep: Any) -> Data:
@@ -208,21 +252,39 @@ class Data:
             raise ValueError(f"a mask of {keep.shape} over {len(self)} rows")
         return self.take(np.flatnonzero(keep))
 
+    def dropped(self) -> Data:
+        """The rows of the table that are out of play, with the columns written on the way."""
+        out = np.ones(self.table.num_rows, bool)
+        out[slice(None) if self.rows is None else self.rows] = False
+        return dataclasses.replace(self, rows=np.flatnonzero(out))
+
     def with_(self, **columns: Any) -> Data:
         """The same rows with these columns added or replaced; rows out of play get null (whole numbers: any)."""
         table, memo = self.table, dict(self._memo)
+        where = None
+        if self.rows is not None:
+            where = np.full(self.table.num_rows, -1, np.int64)
+            where[self.rows] = np.arange(len(self.rows))
+            if not np.array_equal(
+                where[self.rows], np.arange(len(self.rows))
+            ):  # a row taken twice may differ from itself
+                return dataclasses.replace(self, table=self.arrow(), rows=None, base_ids=self.ids, _memo={}).with_(
+                    **columns
+                )
         for name, value in columns.items():
-            array = _arrow(value)
+            array = _column(name, value)
             if len(array) != len(self):
                 raise ValueError(f"column {name!r} has {len(array)} values for {len(self)} rows")
-            if self.rows is not None:
-                where = np.full(self.table.num_rows, -1, np.int64)
-                where[self.rows] = np.arange(len(self.rows))
-                nulls = not (_numeric(array.type) and not pa.types.is_floating(array.type))  # whole numbers have no NaN
+            if where is not None and len(self):
+                nulls = pa.types.is_floating(array.type) or not _numeric(array.type)  # whole numbers have no NaN
+                if _listed(array.type) and not pa.types.is_fixed_size_list(array.type):
+                    nulls = True
                 array = array.take(pa.array(where, mask=where < 0) if nulls else pa.array(where.clip(min=0)))
+            elif where is not None:
+                array = pa.nulls(self.table.num_rows, array.type)
             at = table.schema.get_field_index(name)
             table = table.append_column(name, array) if at < 0 else table.set_column(at, name, array)
-            for key in ("whole", "ragged", "hash"):
+            for key in ("whole", "missing", "ragged", "hash"):
                 memo.pop((key, name), None)
         return dataclasses.replace(self, table=table, _memo=memo)
 
@@ -232,16 +294,31 @@ class Data:
 
     def new(self, columns: Mapping[str, Any], parents: Any = None) -> Data:
         """New rows made from these. `parents`: the id of each new row's origin (N,), or a list of ids for each."""
-        made = {k: _arrow(v) for k, v in columns.items()}
+        made = {k: _column(k, v) for k, v in columns.items()}
         if parents is not None:
             made["parents"] = _arrow(parents)
         return Data(pa.table(made), trail=self.trail)
 
     def join(self, other: Data) -> Data:
-        """The rows of both, with the columns they share; ids are made anew, with the old ones as `parents`."""
+        """The rows of both, with the columns they share; ids are made anew."""
         shared = [c for c in self.columns if c in other.columns and c != "parents"]
+        if not shared:
+            raise Bad(f"no column is in both: {', '.join(self.columns)} and {', '.join(other.columns)}")
         tables = [d.arrow().select(shared) for d in (self, other)]
-        return Data(pa.concat_tables(tables, promote_options="permissive"), trail=(*self.trail, *other.trail))
+        try:
+            both = pa.concat_tables(tables, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise Bad(f"the rows do not go together: {error}") from None
+        return Data(both, trail=(*self.trail, *other.trail))
+
+    def whole(self) -> Data:
+        """All rows of the table, in play or not."""
+        return self if self.rows is None else dataclasses.replace(self, rows=None)
+
+    def dropped(self) -> Data:
+        """The rows of the table that are not in play."""
+        rows = np.arange(0) if self.rows is None else np.setdiff1d(np.arange(self.table.num_rows), self.rows)
+        return dataclasses.replace(self, rows=rows)
 
     def arrow(self) -> pa.Table:
         """The rows in play as one Arrow table."""
@@ -262,12 +339,12 @@ class Data:
         """
         import torch
 
-        positions = np.asarray(positions)
+        positions = np.asarray(positions).astype(np.int64)
         rows = positions if self.rows is None else self.rows[positions]
-        batch: Batch = {"row": torch.from_numpy(positions.astype(np.int64))}
+        batch: Batch = {"row": torch.from_numpy(positions)}
         for name, t in zip(self.table.column_names, self.table.schema.types, strict=True):
-            ragged = pa.types.is_list(t) or pa.types.is_large_list(t)
-            if ragged and name == "parents" or not ragged and not _numeric(t):
+            ragged = _listed(t) and not isinstance(self._whole(name), np.ndarray)
+            if not _numeric(t) or (ragged and (name == "parents" or _listed(t.value_type))):
                 continue
             if ragged:
                 batch[name] = _padded(*self._ragged(name), rows, _pad(name, model))
@@ -277,9 +354,9 @@ class Data:
                     mask = (torch.arange(batch[name].shape[1])[None] < length[:, None]).long()
                     batch[name.removesuffix("input_ids") + "attention_mask"] = mask
             else:
-                value = self._whole(name)[rows]
-                value = value.astype(np.int64) if value.dtype.kind in "biu" else value.astype(np.float32)
-                batch[name] = torch.from_numpy(value)
+                value = self._at(name, rows)
+                whole = value.dtype.kind in "biu" and name not in DENSE
+                batch[name] = torch.from_numpy(value.astype(np.int64 if whole else np.float32))
         if "label" in batch and "labels" not in batch:
             batch["labels"] = batch.pop("label")
         return batch
@@ -302,22 +379,89 @@ class Data:
         return digest.hexdigest()
 
 
-def _numeric(t: pa.DataType) -> bool:
-    if pa.types.is_fixed_size_list(t):
+def _listed(t: pa.DataType) -> bool:
+    return pa.types.is_list(t) or pa.types.is_large_list(t) or pa.types.is_fixed_size_list(t)
+
+
+def _leaf(t: pa.DataType) -> pa.DataType:
+    """What the innermost lists hold."""
+    while _listed(t):
         t = t.value_type
+    return t
+
+
+def _numeric(t: pa.DataType) -> bool:
+    t = _leaf(t)
     return pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_boolean(t)
 
 
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array."""
+    whole = column.combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):
+        return whole.chunk(0) if whole.num_chunks else pa.array([], column.type)
+    return whole
+
+
+def _dense(column: pa.ChunkedArray) -> np.ndarray | None:
+    """Lists of one length, at every depth, as an array (N, ...); zeros where a row is null. None where lengths differ."""
+    whole = _one(column)
+    array, shape = whole.drop_null() if whole.null_count else whole, []
+    while _listed(array.type):
+        if array.null_count:
+            return None
+        if pa.types.is_fixed_size_list(array.type):
+            shape.append(array.type.list_size)
+        else:
+            lengths = np.unique(pc.list_value_length(array).to_numpy(zero_copy_only=False))
+            if len(lengths) != 1:
+                return None
+            shape.append(int(lengths[0]))
+        array = array.flatten()
+    if array.null_count and not pa.types.is_floating(array.type):
+        return None
+    values = array.to_numpy(zero_copy_only=False).reshape(len(whole) - whole.null_count, *shape)
+    if not whole.null_count:
+        return values
+    out = np.zeros((len(whole), *shape), values.dtype)
+    out[whole.is_valid().to_numpy(zero_copy_only=False)] = values
+    return out
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """The table with text as text, however it was packed."""
+    if twice := [n for n in table.column_names if table.column_names.count(n) > 1]:
+        raise Bad(f"column {twice[0]!r} is there twice: rename one")
+    for at, f in enumerate(table.schema):
+        kind = f.type.value_type if pa.types.is_dictionary(f.type) else f.type
+        if pa.types.is_string_view(kind):
+            kind = pa.large_string()
+        if kind != f.type:
+            table = table.set_column(at, f.name, table[f.name].cast(kind))
+    return table
+
+
+def _column(name: str, value: Any) -> Any:
+    """See `_arrow`; raises Bad, naming the column, where the values have no common type."""
+    try:
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise TypeError(f"a column is a list, not {type(value).__name__}")
+        return _arrow(value)
+    except (pa.ArrowException, TypeError, OverflowError) as error:
+        raise Bad(f"column {name!r}: {error}") from None
+
+
 def _arrow(value: Any) -> Any:
-    """An Arrow array from numpy, torch, Arrow or a list; 2-D arrays become lists of one length."""
+    """An Arrow array from numpy, torch, Arrow or a list; arrays of more dimensions become lists of one length."""
     if isinstance(value, pa.Array | pa.ChunkedArray):
         return value
     if hasattr(value, "detach"):
         value = value.detach().cpu().float().numpy() if value.is_floating_point() else value.cpu().numpy()
     if isinstance(value, np.ndarray):
-        if value.ndim == 2:
-            return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(value).reshape(-1)), value.shape[1])
-        return pa.array(value)
+        array = pa.array(np.ascontiguousarray(value).reshape(-1))
+        for size in reversed(value.shape[1:]):
+            array = pa.FixedSizeListArray.from_arrays(array, size)
+        return array
     value = list(value) if isinstance(value, Iterable) else value
     if value and isinstance(value[0], str):
         return pa.array(value, pa.large_string())

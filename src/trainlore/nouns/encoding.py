@@ -25,7 +25,7 @@ def encode(model: Model, data: Data, window: int | None, truncate: bool) -> Data
     if not len(data):
         raise Bad("there are no rows to encode")
     has = set(data.columns)
-    limit = _Limit(window, truncate)
+    limit = _Limit(window, truncate, data)
     if {"chosen", "rejected"} <= has:
         made: dict[str, Any] = {}
         for side in ("chosen", "rejected"):
@@ -46,7 +46,7 @@ def encode(model: Model, data: Data, window: int | None, truncate: bool) -> Data
             for one in model.tokenizer(texts, add_special_tokens=model.kind != "causal", verbose=False)["input_ids"]:
                 ids.add(limit(one + end, len(ids)))
         made = {"input_ids": ids.arrow()}
-        if "label" not in has and model.kind in ("causal", "masked"):
+        if model.kind in ("causal", "masked"):
             made["labels"] = made["input_ids"]
     else:
         raise Bad(
@@ -76,8 +76,8 @@ class _Lists:
 
 
 class _Limit:
-    def __init__(self, window: int | None, truncate: bool) -> None:
-        self.window, self.truncate = window, truncate
+    def __init__(self, window: int | None, truncate: bool, data: Data) -> None:
+        self.window, self.truncate, self.data = window, truncate, data
 
     def room(self, answer: int) -> int | None:
         """Tokens of a prompt that fit beside an answer this long, if cutting is allowed."""
@@ -88,7 +88,7 @@ class _Limit:
             return ids
         if not self.truncate:
             raise Bad(
-                f"row {row} has {len(ids):,} tokens, the model's window is {self.window:,}: cut the rows (`even_pieces`), "
+                f"row {self.data.ids[row]} has {len(ids):,} tokens, the model's window is {self.window:,}: cut the rows (`even_pieces`), "
                 "pack them (`best_fit_packing`), or say truncate: true"
             )
         return ids[: self.window]

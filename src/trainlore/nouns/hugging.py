@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from trainlore.errors import Bad
 from trainlore.nouns.model import Model
 from trainlore.randomness import global_streams
+from trainlore.registry import near
 from trainlore.sources import PRESETS
 
 SUFFIXES = {  # how a class of transformers ends -> the kind of model it is
@@ -53,41 +58,67 @@ def load(source: Any, kind: str | None, seed: int, remote_code: bool) -> Model:
             cls = getattr(transformers, name, None) or classes[kind or "causal"]
             net = cls(source) if isinstance(cls, type) and issubclass(cls, nn.Module) else cls.from_config(source)
         return Model(net, kind or kind_of(net))
-    path = Path(str(source).removeprefix("hub:"))
-    local = path.is_dir()
+    said = str(source)
+    path = Path(said).expanduser()
+    local = path.is_dir() and not said.startswith("hub:")
+    name = str(path) if local else said.removeprefix("hub:")
     if local:
         _check_folder(path)
-    elif str(source).startswith((".", "/", "~")) or path.suffix:
+    elif path.is_file():
+        raise Bad(f"{source} is a file: a model is a folder with a config.json and *.safetensors, a preset or a Hub id")
+    elif said.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise Bad(f"no model at {source}: there is no such folder")
-    name = str(path)
+    elif "/" not in said and not said.startswith("hub:") and (hint := near(said, PRESETS)):
+        raise Bad(f"no model {said!r}{hint} A model of the Hub is hub:{said}")
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=remote_code, local_files_only=local)
     except (OSError, ValueError) as error:
-        near = ", ".join(PRESETS)
+        if local:
+            raise Bad(f"the config of {name} does not load: {_first(error)}") from None
+        presets = ", ".join(PRESETS)
         raise Bad(
-            f"no model {name!r}: not a folder, not one of the presets ({near}), and the Hub did not give it: {_first(error)}"
+            f"no model {name!r}: not a folder, not one of the presets ({presets}), and the Hub did not give it: {_first(error)}"
         ) from None
+    about = json.loads((path / "trainlore.json").read_text()) if local and (path / "trainlore.json").exists() else {}
     arch = next(iter(config.architectures or ()), "")
-    kind = kind or next((k for end, k in SUFFIXES.items() if arch.endswith(end)), "encoder")
-    cls = getattr(transformers, arch, None) or classes[kind]
+    known = next((k for end, k in SUFFIXES.items() if arch.endswith(end)), "encoder")
+    kind = kind or about.get("kind") or known
+    own = kind == about.get("kind", known)  # else the body gets a new head
+    cls = (getattr(transformers, arch, None) if own else None) or classes.get(kind, transformers.AutoModel)
+    how = {"use_safetensors": True, "trust_remote_code": remote_code, "local_files_only": local}
     try:
-        net = cls.from_pretrained(name, use_safetensors=True, trust_remote_code=remote_code, local_files_only=local)
-    except (OSError, ValueError) as error:
+        with global_streams(seed, "weights"):
+            net, info = cls.from_pretrained(name, output_loading_info=True, **how)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise Bad(f"the model in {name} does not load: {_first(error)}") from None
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            name, trust_remote_code=remote_code, local_files_only=local
-        )
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        tokenizer = None  # a vision model, or one whose tokenizer lies elsewhere
-    if tokenizer is not None and tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    about = json.loads((path / "trainlore.json").read_text()) if (path / "trainlore.json").exists() else {}
+    if own and (lost := sorted(info["missing_keys"])):
+        raise Bad(f"the model in {name} does not load: {len(lost)} weights are not in its files, {lost[0]} among them")
+    tokenizer = _tokenizer(path if local else name, remote_code)
     return Model(net.eval(), kind, tokenizer, about.get("about", {}), tuple(about.get("trail", ())))
+
+
+def _tokenizer(source: str | Path, remote_code: bool) -> Any:
+    """The tokenizer beside a model, or None: a vision model, or one whose tokenizer lies elsewhere."""
+    import transformers
+
+    local, cls = isinstance(source, Path), transformers.AutoTokenizer
+    with suppress(OSError, ValueError):  # one that names no family: the network's family would put its own rules on it
+        found = json.loads((Path(source) / "tokenizer_config.json").read_text()).get("tokenizer_class") if local else ""
+        if found in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+            cls = transformers.PreTrainedTokenizerFast
+    try:
+        tokenizer = cls.from_pretrained(str(source), trust_remote_code=remote_code, local_files_only=local)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _check_folder(path: Path) -> None:
     if not (path / "config.json").exists():
+        if (path / "adapter_config.json").exists():
+            raise Bad(f"{path} holds adapters of peft, not a model: `fold` the model before it is saved")
         raise Bad(f"{path} is not a model: it has no config.json")
     if not any(path.glob("*.safetensors")):
         pickled = [p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in path.glob(pattern)]
@@ -100,6 +131,16 @@ def _check_folder(path: Path) -> None:
 
 def _first(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def fields(name: str) -> list[str]:
+    """The names of what can be changed about a preset."""
+    family, shape = PRESETS[name]
+    if family == "mlp":
+        return ["seed", "inputs", "classes", "width", "depth"]
+    import transformers
+
+    return ["seed", "vocab", "window", *shape, *vars(getattr(transformers, f"{family}Config")())]
 
 
 def preset(name: str, seed: int = 0, vocab: int = 4096, window: int = 512, **changes: Any) -> Model:
@@ -116,14 +157,8 @@ def preset(name: str, seed: int = 0, vocab: int = 4096, window: int = 512, **cha
         import transformers as hf
 
         if family == "Llama":
-            heads = shape["num_attention_heads"]
-            config: Any = hf.LlamaConfig(
-                vocab_size=vocab,
-                max_position_embeddings=window,
-                tie_word_embeddings=True,
-                num_key_value_heads=heads,
-                **shape,
-            )
+            fixed = {"tie_word_embeddings": True, "num_key_value_heads": shape["num_attention_heads"]}
+            config: Any = hf.LlamaConfig(vocab_size=vocab, max_position_embeddings=window, **{**fixed, **shape})
             return Model(hf.LlamaForCausalLM(config).eval(), "causal")
         if family == "Bert":
             return Model(
@@ -132,10 +167,12 @@ def preset(name: str, seed: int = 0, vocab: int = 4096, window: int = 512, **cha
             )
         if family == "T5":
             config = hf.T5Config(  # type: ignore[call-arg]
-                vocab_size=vocab, decoder_start_token_id=0, feed_forward_proj="gated-gelu", **shape)
+                vocab_size=vocab, decoder_start_token_id=0, feed_forward_proj="gated-gelu", **shape
+            )
             return Model(hf.T5ForConditionalGeneration(config).eval(), "seq2seq", about={"window": window})
         config = hf.ViTConfig(  # type: ignore[call-arg]
-            image_size=8, patch_size=2, num_channels=1, num_labels=10, **shape)
+            image_size=8, patch_size=2, num_channels=1, num_labels=10, **shape
+        )
         return Model(hf.ViTForImageClassification(config).eval(), "classifier")
 
 
@@ -145,16 +182,37 @@ def save(model: Model, folder: Path, card: str) -> Path:
         raise Bad(
             f"{type(model.net).__name__} is not a Hugging Face model: it has no Hugging Face directory to save to"
         )
-    part = folder.with_name(folder.name + ".part")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "trainlore.json").exists()):
+        raise Bad(f"{folder} is there and is no model saved by trainlore, so it is not replaced: choose another place")
+    if odd := _odd(model.net):
+        raise Bad(f"the network is no longer what its config says ({odd}): `fold` it before it is saved")
+    part = folder.resolve().with_name(folder.resolve().name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    model.net.save_pretrained(part)
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(part)
-    (part / "trainlore.json").write_text(
-        json.dumps({"kind": model.kind, "about": model.about, "trail": list(model.trail)}, indent=1)
-    )
-    (part / "README.md").write_text(card or "---\nlibrary_name: transformers\ntags: [trainlore]\n---\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    try:
+        part.mkdir(parents=True)
+        model.net.save_pretrained(part)
+        if model.tokenizer is not None:
+            model.tokenizer.save_pretrained(part)
+        (part / "trainlore.json").write_text(
+            json.dumps({"kind": model.kind, "about": model.about, "trail": list(model.trail)}, indent=1)
+        )
+        (part / "README.md").write_text(card or "---\nlibrary_name: transformers\ntags: [trainlore]\n---\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    except Exception as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if "No space left" in str(error):  # the safetensors library wraps the system's error
+            raise Bad(f"the disk is full: {folder} could not be written; free some room and try again") from error
+        raise
     return folder
+
+
+def _odd(net: nn.Module) -> str:
+    """A weight that a network made anew of the config has not, or has in another shape; nothing where all agree."""
+    if not type(net).__module__.startswith("transformers."):  # adapters of peft are saved as such
+        return ""
+    with torch.device("meta"):
+        anew = type(net)(copy.deepcopy(net.config))  # type: ignore[call-arg]
+    fresh = {k: v.shape for k, v in anew.state_dict().items()}
+    mine = {k: v.shape for k, v in net.state_dict().items()}
+    return next((k for k in {**fresh, **mine} if fresh.get(k) != mine.get(k)), "")

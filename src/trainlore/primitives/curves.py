@@ -77,11 +77,8 @@ def fit_power(sizes, errors, weights=None, floor: tuple[float, float] = (0.0, np
             (free, my[:, None] - free * mx)
         ]  # the optimum of a convex bowl over a box: inside, or on one of its edges
         pairs += [(np.maximum((xy - b * total * mx) / xx, 0.0), np.full_like(xy, b)) for b in floor if np.isfinite(b)]
-        scored = [np.where((c >= floor[0]) & (c <= floor[1]), cost(a, c), np.inf) for a, c in pairs]
-        scored = np.stack(scored)  # (edges, D, E)
-        edge, exponent = np.unravel_index(
-            scored.transpose(1, 0, 2).reshape(len(y), -1).argmin(1), (len(pairs), len(EXPONENTS))
-        )
+        scored = np.stack([np.where((c >= floor[0]) & (c <= floor[1]), cost(a, c), np.inf) for a, c in pairs], 1)
+        edge, exponent = np.unravel_index(scored.reshape(len(y), -1).argmin(1), (len(pairs), len(EXPONENTS)))
         rows = np.arange(len(y))
         a, c = (
             np.stack([p[0] for p in pairs])[edge, rows, exponent],

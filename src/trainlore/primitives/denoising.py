@@ -27,7 +27,9 @@ def span_mask(lengths: Tensor, rate: Tensor, span: Tensor, width: int, generator
     ).reshape(len(lengths), 2 * most)
     starts = turns.cumsum(1)[:, :-1] if most else turns
     flips = torch.zeros(len(lengths), width + 1, dtype=torch.long)
-    flips.scatter_(1, starts.clamp(max=width), (starts < lengths[:, None]).long())  # a row's unused spans start at its end
+    flips.scatter_(
+        1, starts.clamp(max=width), (starts < lengths[:, None]).long()
+    )  # a row's unused spans start at its end
     return (flips[:, :width].cumsum(1) % 2 == 1) & (torch.arange(width) < lengths[:, None])
 
 

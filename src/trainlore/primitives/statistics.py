@@ -205,18 +205,14 @@ def outcomes(run: Run, model: Model, data: Data, metric: str = "accuracy") -> tu
 
     def look(batch, out):
         y = L.targets(model.kind, batch)
+        by_token = y.dim() == 2 and not y.is_floating_point()
+        tokens = (y != -100).sum(1) if by_token else torch.ones(len(y), device=y.device)
         if metric == "loss":
             value = L.per_row(L.rowwise(model.kind, batch, out), batch, model.kind)
         else:
-            best = L.aligned(model.kind, out).argmax(-1)
-            right = (best == (y.argmax(-1) if y.is_floating_point() else y)).double()
-            value = right if y.dim() == 1 or y.is_floating_point() else right.sum(1) / (y != -100).sum(1).clamp(min=1)
-        tokens = (
-            (y != -100).sum(1)
-            if y.dim() == 2 and not y.is_floating_point()
-            else torch.ones(len(value), device=value.device)
-        )
-        return torch.stack([value.double(), tokens.double()], 1)
+            right = L.aligned(model.kind, out).argmax(-1) == (y.argmax(-1) if y.is_floating_point() else y)
+            value = right.sum(1) / tokens.clamp(min=1) if by_token else right
+        return torch.stack([value.float(), tokens.float()], 1)
 
-    values, counts = run.infer(model, data, look).numpy().T
+    values, counts = run.infer(model, data, look).double().numpy().T
     return values, (None if model.kind in ("classifier", "regressor") else counts)

@@ -29,7 +29,9 @@ def draws(teacher: Tensor, uniform: Tensor) -> Tensor:
     The share of the draws that fell on an answer is an unbiased estimate of its probability, however few the draws.
     """
     ladder = _log_softmax(teacher).exp().cumsum(-1)
-    return torch.searchsorted(ladder, uniform.to(ladder) * ladder[..., -1:], right=True).clamp(max=teacher.shape[-1] - 1)
+    return torch.searchsorted(ladder, uniform.to(ladder) * ladder[..., -1:], right=True).clamp(
+        max=teacher.shape[-1] - 1
+    )
 
 
 def uniforms(salt: int, rows: Tensor, places: int, samples: int) -> Tensor:

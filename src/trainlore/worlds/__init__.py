@@ -44,6 +44,7 @@ def _tables(name: str) -> Any:
     return {
         "pool": two_domains.make(2000, seed=0),
         "target": two_domains.make(200, seed=1, domains=("target",)),
+        "target_test": two_domains.make(200, seed=4, domains=("target",)),
         "held_out": two_domains.make(200, seed=2),
         "pairs": two_domains.pairs(400, seed=3),
     }

@@ -58,8 +58,14 @@ def test_every_round_tunes_the_first_model_on_what_the_last_one_got_right():
 def test_held_out_prompts_choose_the_round_and_no_right_answer_ends_it():
     nouns = world("sums")
     data = Data.of({"prompt": ["1+1=", "2+2="], "completion": ["2", "4"]})
-    right, half, wrong = lambda p: ["2" if q == "1+1=" else "4" for q in p], lambda p: ["2", "9"], lambda p: ["9"] * len(p)
-    run = Watched([right, right, half, wrong])  # written, judged right, written, judged wrong: the first round is better
+    right, half, wrong = (
+        lambda p: ["2" if q == "1+1=" else "4" for q in p],
+        lambda p: ["2", "9"],
+        lambda p: ["9"] * len(p),
+    )
+    run = Watched(
+        [right, right, half, wrong]
+    )  # written, judged right, written, judged wrong: the first round is better
     out = ReSTEM(samples=1, rounds=2, new=2, steps=2, lr=1e-2, held_out=data)(run, nouns["model"], data)
     assert out.fingerprint == run.writers[1] == run.writers[2] != run.writers[3]
     same = ReSTEM(samples=1, rounds=2, new=2)(Watched([wrong]), nouns["model"], data)
@@ -79,7 +85,9 @@ def measure(seed, arm):
     nouns, run = world("sums", seed), Run(seed)
     base = run.fit(nouns["model"], nouns["data"], steps=60, **HOW["sums"])
     check = correct if arm == "method" else lambda prompts, answers: np.ones(len(answers), bool)
-    tuned = run.step(ReSTEM(correct=check, rounds=1, samples=4, new=3, steps=50, lr=1e-3), base, nouns["data"].take(range(120)))
+    tuned = run.step(
+        ReSTEM(correct=check, rounds=1, samples=4, new=3, steps=40, lr=1e-3), base, nouns["data"].take(range(100))
+    )
     return run.step(ExactMatch(), tuned, nouns["test"]).value
 
 

@@ -29,7 +29,11 @@ def test_answers_are_summed_over_their_own_tokens():
 
 
 def test_both_sides_lie_over_each_other_at_one_width():
-    batch = {f"{side}_{name}": torch.full((2, n), n) for side, n in (("chosen", 3), ("rejected", 5)) for name in ("input_ids", "attention_mask", "labels")}
+    batch = {
+        f"{side}_{name}": torch.full((2, n), n)
+        for side, n in (("chosen", 3), ("rejected", 5))
+        for name in ("input_ids", "attention_mask", "labels")
+    }
     made = both(batch, pad=9)
     assert made["input_ids"].tolist() == [[3, 3, 3, 9, 9]] * 2 + [[5] * 5] * 2
     assert made["labels"][0].tolist() == [3, 3, 3, -100, -100] and made["attention_mask"][0].tolist() == [3, 3, 3, 0, 0]
@@ -71,8 +75,12 @@ def measure(seed, arm):
 
 
 def score(run, model, data):
-    sides = [data.new({name: data[f"{side}_{name}"] for name in ("input_ids", "labels")}) for side in ("chosen", "rejected")]
-    return torch.stack([run.infer(model, d, lambda batch, out: answer_logprobs("causal", out, batch["labels"])) for d in sides], 1)
+    sides = [
+        data.new({name: data[f"{side}_{name}"] for name in ("input_ids", "labels")}) for side in ("chosen", "rejected")
+    ]
+    return torch.stack(
+        [run.infer(model, d, lambda batch, out: answer_logprobs("causal", out, batch["labels"])) for d in sides], 1
+    )
 
 
 CLAIM = Claim("dpo", "pairs", "tuning on the chosen answers", "unseen pairs ordered rightly", "higher", measure)

@@ -22,7 +22,13 @@ def test_loss_is_the_papers_sum():
     net = torch.nn.Module()
     net.forward = lambda x: teacher
     part = KD(teacher=Model(net), alpha=0.7, temperature=2.0)
-    got = part.loss(Seen(), {}, {"features": torch.zeros(4, 2), "labels": torch.zeros(4)}, student, lambda b, o: torch.full((4,), 5.0))
+    got = part.loss(
+        Seen(),
+        {},
+        {"features": torch.zeros(4, 2), "labels": torch.zeros(4)},
+        student,
+        lambda b, o: torch.full((4,), 5.0),
+    )
     for i in range(4):
         p, q = ([math.exp(x / 2) for x in row[i].tolist()] for row in (teacher, student))
         p, q = ([x / sum(v) for x in v] for v in (p, q))
@@ -36,7 +42,9 @@ def test_high_temperature_matches_the_logits_themselves():
     net = torch.nn.Module()
     net.forward = lambda x: teacher
     part = KD(teacher=Model(net), alpha=1.0, temperature=1000.0)
-    got = part.loss(Seen(), {}, {"features": torch.zeros(5, 2), "labels": torch.zeros(5)}, student, lambda b, o: torch.zeros(5))
+    got = part.loss(
+        Seen(), {}, {"features": torch.zeros(5, 2), "labels": torch.zeros(5)}, student, lambda b, o: torch.zeros(5)
+    )
     gap = teacher - teacher.mean(1, keepdim=True) - student + student.mean(1, keepdim=True)
     torch.testing.assert_close(got, gap.square().sum(1) / 20, rtol=1e-2, atol=0)
 
@@ -46,6 +54,8 @@ def test_the_teacher_must_speak_the_same_classes():
     odd = Model(torch.nn.Linear(64, 7))
     with pytest.raises(ValueError, match="teacher answers"):
         Run(0).fit(nouns["model"], nouns["data"], KD(teacher=odd), steps=1, **HOW["digits"])
+    with pytest.raises(ValueError, match="regressor"):
+        KD(teacher=odd).start(Seen("regressor"))
     with pytest.raises(ValueError, match="alpha"):
         Run(0).fit(nouns["model"], nouns["data"], KD(teacher=nouns["teacher"], alpha=1.5), steps=1, **HOW["digits"])
 
@@ -56,7 +66,13 @@ def test_only_trained_tokens_are_matched():
     net.forward = lambda **given: torch.randn(1, 4, 3)
     net.main_input_name = "input_ids"
     part = KD(teacher=Model(net, "causal"), alpha=1.0)
-    got = part.loss(Seen("causal"), {}, {"input_ids": labels, "labels": labels}, torch.randn(1, 4, 3), lambda b, o: torch.zeros(1, 3))
+    got = part.loss(
+        Seen("causal"),
+        {},
+        {"input_ids": labels, "labels": labels},
+        torch.randn(1, 4, 3),
+        lambda b, o: torch.zeros(1, 3),
+    )
     assert got.shape == (1, 3) and got[0, 0] == 0 and (got[0, 1:] > 0).all()
 
 

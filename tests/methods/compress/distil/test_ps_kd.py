@@ -37,7 +37,13 @@ def test_targets_are_the_authors_over_four_epochs():
             by_hand = -(target * out.log_softmax(1)).sum(1)
             batch = {"row": rows, "labels": labels[rows]}
             for _ in range(2):  # asked twice, as by SAM, it must see the same past
-                got = part.loss(loop, s, batch, out, lambda b, o: torch.nn.functional.cross_entropy(o, b["labels"], reduction="none"))
+                got = part.loss(
+                    loop,
+                    s,
+                    batch,
+                    out,
+                    lambda b, o: torch.nn.functional.cross_entropy(o, b["labels"], reduction="none"),
+                )
                 torch.testing.assert_close(got, by_hand)
             table[rows] = out.softmax(1)
             loop.t += 1

@@ -27,7 +27,9 @@ def test_the_teacher_is_asked_once_a_row():
     rows = nouns["data"].take(range(40))
     for store, asked in ((True, 4), (False, 12)):
         teacher = Recorder(world("text")["teacher"])
-        Run(0).fit(world("text")["model"], rows, SparseLogits(teacher=teacher.model, samples=4, store=store), steps=12, **how)
+        Run(0).fit(
+            world("text")["model"], rows, SparseLogits(teacher=teacher.model, samples=4, store=store), steps=12, **how
+        )
         assert teacher.asked == asked
 
 
@@ -35,10 +37,22 @@ def test_recalled_draws_are_those_drawn_and_other_tokens_are_asked_anew():
     nouns = world("text")
     data, teacher = nouns["data"].take(range(6)), nouns["teacher"]
     part = SparseLogits(teacher=teacher, samples=5)
-    loop = type("Loop", (), {"model": nouns["model"], "data": data, "device": torch.device("cpu"), "t": 0, "rng": lambda self, *k: Run(0).rng(*k)})()
+    loop = type(
+        "Loop",
+        (),
+        {
+            "model": nouns["model"],
+            "data": data,
+            "device": torch.device("cpu"),
+            "t": 0,
+            "rng": lambda self, *k: Run(0).rng(*k),
+        },
+    )()
     s = part.start(loop)
     wide, narrow = data.batch(range(6), nouns["model"]), data.batch([3, 1], nouns["model"])
-    first = part._recalled(loop, s, wide, torch.zeros(*wide["input_ids"].shape, 9)[:, :-1].new_zeros(teacher(wide)[:, :-1].shape))
+    first = part._recalled(
+        loop, s, wide, torch.zeros(*wide["input_ids"].shape, 9)[:, :-1].new_zeros(teacher(wide)[:, :-1].shape)
+    )
     loop.t = 1
     again = part._recalled(loop, s, narrow, teacher(narrow)[:, :-1])
     for mine, theirs in ((0, 3), (1, 1)):
@@ -57,7 +71,9 @@ def test_many_draws_near_full_distillation():
     with torch.no_grad():
         out, said = model(batch), teacher(batch)
         got = part.loss(loop, {}, batch, out, lambda b, o: torch.zeros(4, out.shape[1] - 1))
-        full = where_trained("causal", batch, soft_cross_entropy(aligned("causal", out), aligned("causal", said).softmax(-1)))
+        full = where_trained(
+            "causal", batch, soft_cross_entropy(aligned("causal", out), aligned("causal", said).softmax(-1))
+        )
     torch.testing.assert_close(got, full, atol=0.1, rtol=0)
     assert abs(got.sum() - full.sum()) / full.sum() < 2e-3
 
@@ -75,7 +91,13 @@ def test_bad_fields_are_named():
     nouns = world("text")
     for field, value in (("samples", 0), ("alpha", -0.1)):
         with pytest.raises(ValueError, match=field):
-            Run(0).fit(nouns["model"], nouns["data"], SparseLogits(teacher=nouns["teacher"], **{field: value}), steps=1, **HOW["text"])
+            Run(0).fit(
+                nouns["model"],
+                nouns["data"],
+                SparseLogits(teacher=nouns["teacher"], **{field: value}),
+                steps=1,
+                **HOW["text"],
+            )
 
 
 class TopK(Part):
@@ -95,7 +117,11 @@ def measure(seed, arm):
     nouns, run = world("text", seed), Run(seed)
     part = SparseLogits(teacher=nouns["teacher"], samples=12) if arm == "method" else TopK(nouns["teacher"], 12)
     student = run.fit(nouns["model"], nouns["data"], part, steps=40, **HOW["text"])
-    return float(run.infer(student, nouns["held_out"], lambda batch, out: per_row(rowwise("causal", batch, out), batch, "causal")).mean())
+    return float(
+        run.infer(
+            student, nouns["held_out"], lambda batch, out: per_row(rowwise("causal", batch, out), batch, "causal")
+        ).mean()
+    )
 
 
 CLAIM = Claim("sparse_logits", "text", "the 12 likeliest answers", "held-out nats a token", "lower", measure)

@@ -94,7 +94,7 @@ def test_bad_fields_are_named(fields):
 
 
 def measure(seed: int, arm: str) -> float:
-    """The share of rows left that are another row with one word in twenty changed."""
+    """The share of rows left that are another row with one word in fifty changed."""
     rng = np.random.default_rng(seed)
     words = np.array([f"w{i}" for i in range(400)])
     first = [list(rng.choice(words, 60)) for _ in range(120)]

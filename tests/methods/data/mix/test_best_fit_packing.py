@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from trainlore.claims import Claim
 from trainlore.methods.data.mix.best_fit_packing import BestFitPacking
@@ -71,6 +72,25 @@ def test_labels_are_carried_and_domains_kept_apart():
     assert apart["domain"].to_pylist() == ["x", "y"] and apart["parents"].to_pylist() == [[0, 2], [1, 3]]
     crossed = ConcatPacking(length=8, cross=True)(data)
     assert (crossed["labels"] == crossed["input_ids"]).all() and (crossed["position_ids"] == np.arange(8)).all()
+
+
+@torch.no_grad()
+def test_packed_documents_do_not_see_each_other():
+    """The logits of a document in a row are those it has alone."""
+    nouns = world("text")
+    model, data = nouns["model"], nouns["data"].take(range(8))
+    made = BestFitPacking(length=128, model=model)(data)
+    packed = made.batch(np.arange(len(made)), model)
+    out, alone = model(packed), {}
+    for i in range(8):
+        batch = data.batch([i], model)
+        alone[tuple(batch["input_ids"][0][batch["attention_mask"][0] == 1].tolist())] = model(batch)[0]
+    for row in range(len(made)):
+        for k in range(int(packed["segment_ids"][row].max()) + 1):
+            mine = packed["segment_ids"][row] == k
+            want = alone.pop(tuple(packed["input_ids"][row][mine].tolist()))
+            assert torch.allclose(out[row][mine], want[: mine.sum()], atol=1e-5)
+    assert not alone
 
 
 @pytest.mark.parametrize(

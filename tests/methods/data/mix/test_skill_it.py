@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainlore.claims import Claim
-from trainlore.methods.data.mix.skill_it import edges, learn_graph, mixture
+from trainlore.methods.data.mix.skill_it import SkillIt, edges, learn_graph, mixture
 from trainlore.methods.data.mix.uniform_mixture import UniformMixture
 from trainlore.nouns import Data
 from trainlore.primitives.losses import per_row, rowwise

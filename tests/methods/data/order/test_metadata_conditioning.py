@@ -1,13 +1,15 @@
 """MeCo: the prefix, the labels on it, and the cooldown."""
 
 import numpy as np
+import pytest
 import torch
 
 from trainlore.claims import Claim
 from trainlore.methods.data.mix.best_fit_packing import BestFitPacking
-from trainlore.methods.data.order.metadata_conditioning import prepend
+from trainlore.methods.data.order.metadata_conditioning import MetadataConditioning, prepend
 from trainlore.primitives.losses import per_row, rowwise
 from trainlore.runs import Run
+from trainlore.verbs import Part
 from trainlore.worlds.tiny import HOW, world
 
 
@@ -57,7 +59,7 @@ def test_names_come_first_and_then_no_more():
     for t, batch in enumerate(batches):
         for i, row in enumerate(batch["row"].tolist()):
             text = tokenizer.decode(batch["input_ids"][i][batch["attention_mask"][i] == 1], skip_special_tokens=True)
-            plain, domain = list(data.take([row]).text())[0], data["domain"][row].as_py()
+            plain, domain = next(data.take([row]).text()), data["domain"][row].as_py()
             assert text == (f"from {domain}: {plain}" if t < 7 else plain)
             told = tokenizer.decode(batch["labels"][i][batch["labels"][i] >= 0], skip_special_tokens=True)
             assert told == plain  # every token of the text is learned, none of the name

@@ -52,6 +52,7 @@ def test_frozen_weights_do_not_count():
         assert torch.allclose(gradient_norms(losses, batch, chunk).double(), error.norm(dim=1), rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vectorized_and_row_by_row_agree_on_a_real_network_and_a_language_model():
     for name, rows in (("digits", 9), ("text", 4)):
         nouns = world(name)

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainlore.claims import Claim
 from trainlore.methods.measure.evaluate.calibration import Calibration, calibration_error, tally
 from trainlore.runs import Run
-from trainlore.worlds import data
-from trainlore.worlds.tiny import HOW, world
+from trainlore.worlds.tiny import world
 
 
 def textbook(confidence, correct, bins):
@@ -76,24 +74,3 @@ def test_the_authors_bins_and_bad_input():
     ):
         with pytest.raises(ValueError, match=name):
             method(at["model"], rows)
-
-
-def measure(seed: int, arm: str) -> float:
-    """The error once training memorizes (the paper: networks grow overconfident), against stopping early."""
-    at, run = world("digits", seed), Run(seed)
-    model = run.fit(
-        at["model"], data("digits/noisy").take(range(400)), steps=300 if arm == "method" else 60, **HOW["digits"]
-    )
-    return Calibration()(run, model, at["test"]).value
-
-
-CLAIM = Claim(
-    method="calibration",
-    world="digits",
-    rival="the same network stopped early",
-    quantity="expected calibration error of a network that memorized its rows",
-    better="higher",
-    measure=measure,
-    seeds=10,
-    quick=3,
-)

@@ -63,7 +63,7 @@ def answers(seed: int) -> np.ndarray:
     """Right answers (2, N) on the test rows of digits: a model trained for long, and one trained for a while."""
     nouns = tiny.world("digits", seed)
     models = [
-        Run(seed).fit(nouns["model"].copy(), nouns["data"], steps=steps, **tiny.HOW["digits"]) for steps in (120, 25)
+        Run(seed).fit(nouns["model"].copy(), nouns["data"], steps=steps, **tiny.HOW["digits"]) for steps in (120, 60)
     ]
     return np.stack([outcomes(Run(seed), model, nouns["test"])[0] for model in models])
 

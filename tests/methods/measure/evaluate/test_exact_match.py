@@ -17,11 +17,22 @@ class Scribe(Run):
 
 def test_to_the_letter_but_for_white_space_around():
     model = world("sums")["model"]
-    data = Data.of({"prompt": ["1+1=", "1+2=", "2+2=", "9+9="], "completion": ["2", "3", "4", "18"], "domain": ["a", "a", "b", "b"]})
+    data = Data.of(
+        {
+            "prompt": ["1+1=", "1+2=", "2+2=", "9+9="],
+            "completion": ["2", "3", "4", "18"],
+            "domain": ["a", "a", "b", "b"],
+        }
+    )
     run = Scribe(0)
     run.written = [" 2\n", "4", "42", "18"]
     report = ExactMatch()(run, model, data)
-    assert report["exact_match"].values.tolist() == [1, 0, 0, 1] and report["starts_right"].values.tolist() == [1, 0, 1, 1]
+    assert report["exact_match"].values.tolist() == [1, 0, 0, 1] and report["starts_right"].values.tolist() == [
+        1,
+        0,
+        1,
+        1,
+    ]
     assert report["exact_match"].by("domain") == {"a": 0.5, "b": 0.5}
     assert report["exact_match"].notes["wrong"][0] == {"row": 1, "written": "4", "expected": "3"}
     assert run.how["new"] == 3 and run.how["temperature"] == 0.0  # two digits and the end

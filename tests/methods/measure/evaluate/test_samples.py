@@ -21,7 +21,9 @@ def textbook(a, b):
     return 2 * precision * recall / (precision + recall)
 
 
-@pytest.mark.parametrize(("a", "b"), [("the cat sat", "the cat ran"), ("a a b", "a b b"), ("x", "y"), ("The end", "the END")])
+@pytest.mark.parametrize(
+    ("a", "b"), [("the cat sat", "the cat ran"), ("a a b", "a b b"), ("x", "y"), ("The end", "the END")]
+)
 def test_overlap_is_f1_of_bags(a, b):
     assert overlap(a, b) == pytest.approx(textbook(a, b))
 
@@ -61,4 +63,6 @@ def measure(seed, arm):
     return Run(seed).step(Samples(rows=40, new=4), w["model"], w["data"]).value
 
 
-CLAIM = Claim("samples", "sums", "the untrained model", "word F1 with the right sums", "higher", measure, seeds=5, quick=1)
+CLAIM = Claim(
+    "samples", "sums", "the untrained model", "word F1 with the right sums", "higher", measure, seeds=5, quick=1
+)

@@ -119,7 +119,7 @@ def test_the_accuracy_of_a_tagger_is_foretold_from_a_third_of_the_treebank():
     right, tokens = outcomes(Run(0), grown, test)
     truth, last = float(np.average(right, weights=tokens)), notes["accuracies"][-1]
     assert truth - last > 0.02  # there was something to foretell
-    assert abs(notes["predicted"] - truth) < min(0.01, (truth - last) / 2)
+    assert abs(notes["predicted"] - truth) < min(0.015, (truth - last) / 2)
 
 
 def measure(seed: int, arm: str) -> float:

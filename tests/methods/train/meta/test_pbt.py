@@ -58,7 +58,7 @@ def test_it_hands_on_the_best_member_with_the_schedule_it_lived_through():
     start = {k: v.clone() for k, v in at["model"].net.state_dict().items()}
     pbt = PBT(
         judge=Right(),
-        held_out=at["spare"].take(range(100)),
+        held_out=at["test"].take(range(100)),
         people=4,
         rounds=3,
         steps=15,
@@ -85,8 +85,8 @@ def measure(seed: int, arm: str) -> float:
     """Random search of the same population, the best kept, with or without exploit and explore."""
     at, run = world("digits", seed), Run(seed)
     held_out, rest = at["test"].take(range(0, len(at["test"]), 2)), at["test"].take(range(1, len(at["test"]), 2))
-    turns = {"rounds": 8, "steps": 10} if arm == "method" else {"rounds": 1, "steps": 80}
-    pbt = PBT(judge=Right(), held_out=held_out, people=8, lr=1e-2, tune={"lr": (1e-4, 1e-1)}, batch_size=32, **turns)
+    turns = {"rounds": 5, "steps": 20} if arm == "method" else {"rounds": 1, "steps": 100}
+    pbt = PBT(judge=Right(), held_out=held_out, people=5, lr=1e-2, tune={"lr": (1e-4, 1e-1)}, batch_size=32, **turns)
     return run.step(Right(), run.step(pbt, at["model"], at["data"]), rest).value
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from trainlore.claims import Claim
+from trainlore.methods.measure.evaluate.held_out_loss import HeldOutLoss
 from trainlore.methods.train.continual.replay import Replay
 from trainlore.methods.train.objective.feasible_learning import FeasibleLearning, ascend
 from trainlore.methods.train.robust.sam import SAM
@@ -78,3 +80,24 @@ def test_the_authors_bound_and_bad_fields():
     ):
         with pytest.raises(ValueError, match=name):
             Run(0).fit(at["model"], at["data"], FeasibleLearning(**fields), steps=1, **HOW["digits"])
+
+
+def measure(seed: int, arm: str) -> float:
+    """Mean loss of the worst twentieth of the test rows."""
+    at, run = world("digits", seed), Run(seed)
+    parts = [FeasibleLearning(relax=1.0)] if arm == "method" else []
+    model = run.fit(at["model"], at["data"], *parts, steps=400, **HOW["digits"])
+    losses = HeldOutLoss()(run, model, at["test"])["loss"].values
+    return float(np.sort(losses)[-len(losses) // 20 :].mean())
+
+
+CLAIM = Claim(
+    method="feasible_learning",
+    world="digits",
+    rival="training on the mean loss",
+    quantity="mean loss of the worst twentieth of the test rows",
+    better="lower",
+    measure=measure,
+    seeds=10,
+    quick=3,
+)

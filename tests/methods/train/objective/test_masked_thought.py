@@ -43,7 +43,9 @@ def test_the_rate_grows_over_two_thirds_of_training(t, rate):
 def test_random_cover_uses_the_vocabulary():
     model = world("sums")["model"]
     ids = torch.full((400, 50), 5)
-    made = MaskedThought(cover="random", warmup=0.0).batch(Loop(model, 0), {}, {"input_ids": ids, "labels": ids})["input_ids"]
+    made = MaskedThought(cover="random", warmup=0.0).batch(Loop(model, 0), {}, {"input_ids": ids, "labels": ids})[
+        "input_ids"
+    ]
     assert len(made.unique()) == len(model.tokenizer)
     assert (made != 5).float().mean().item() == pytest.approx(0.4 * (1 - 1 / len(model.tokenizer)), abs=0.01)
 
@@ -58,7 +60,12 @@ def test_bad_fields_are_named(field, value):
 def chains(n, seed):
     """ "3+1+4+2=" answered step by step, "4=8=10"."""
     terms = Run(seed).numpy("chains").integers(0, 5, (n, 4))
-    return Data.of({"prompt": ["+".join(map(str, r)) + "=" for r in terms], "completion": ["=".join(map(str, r[1:])) for r in np.cumsum(terms, 1)]})
+    return Data.of(
+        {
+            "prompt": ["+".join(map(str, r)) + "=" for r in terms],
+            "completion": ["=".join(map(str, r[1:])) for r in np.cumsum(terms, 1)],
+        }
+    )
 
 
 def measure(seed, arm):
@@ -73,4 +80,6 @@ def measure(seed, arm):
         return float(per_row(rowwise("causal", batch, model(batch)), batch, "causal").mean())
 
 
-CLAIM = Claim("masked_thought", "sums", "plain fine-tuning", "nats a token after wrong steps", "lower", measure)
+CLAIM = Claim(
+    "masked_thought", "sums", "plain fine-tuning", "nats a token after wrong steps", "lower", measure, seeds=20
+)

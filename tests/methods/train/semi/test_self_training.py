@@ -7,6 +7,7 @@ import torch
 from trainlore.claims import Claim
 from trainlore.methods.measure.evaluate.accuracy import Accuracy
 from trainlore.methods.train.semi.self_training import SelfTraining, confident
+from trainlore.nouns import Model
 from trainlore.runs import Run
 from trainlore.worlds import data
 from trainlore.worlds.tiny import world
@@ -65,18 +66,19 @@ def test_bad_input_is_named():
 
 
 def measure(seed: int, arm: str) -> float:
-    at, run = world("digits", seed), Run(seed)
+    run, rows = Run(seed), data("digits/train").take(range(30))
+    with run.global_rng("net"):
+        model = Model(torch.nn.Sequential(torch.nn.Linear(64, 10)))
     rounds = 3 if arm == "method" else 0
-    method = SelfTraining(unlabelled=at["spare"], sure=0.9, rounds=rounds, steps=100, lr=1e-2)
-    model = method(run, at["model"], data("digits/train").take(range(50)))
-    return Accuracy()(run, model, at["test"]).value
+    method = SelfTraining(unlabelled=data("digits/spare"), sure=0.8, rounds=rounds, steps=300, lr=1e-2)
+    return Accuracy()(run, method(run, model, rows), data("digits/test")).value
 
 
 CLAIM = Claim(
     method="self_training",
     world="digits",
     rival="training on the labelled rows alone",
-    quantity="test accuracy with 50 labels",
+    quantity="test accuracy of a linear classifier with 30 labels",
     better="higher",
     measure=measure,
     seeds=10,

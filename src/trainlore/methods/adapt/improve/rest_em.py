@@ -139,5 +139,7 @@ class ReSTEM(Fit):
     def _reward(self, run, writer, data):
         """Share of prompts answered right, greedily."""
         self._check(data)
-        answers = run.generate(writer, list(data.text("prompt")), new=self.new, temperature=0.0, key=("rest_em", "held_out"))
+        answers = run.generate(
+            writer, list(data.text("prompt")), new=self.new, temperature=0.0, key=("rest_em", "held_out")
+        )
         return float(self._right(data, np.arange(len(data)), answers).mean())

@@ -94,14 +94,17 @@ class DPO(Part):
 
     def start(self, loop):
         if self.beta <= 0 or not 0 <= self.smoothing < 0.5:
-            raise Bad(f"beta must be above 0 and smoothing from 0 to under 0.5; they are {self.beta} and {self.smoothing}")
+            raise Bad(
+                f"beta must be above 0 and smoothing from 0 to under 0.5; they are {self.beta} and {self.smoothing}"
+            )
         known, kind = self.reference or loop.model, loop.model.kind
 
         def said(batch, out):
             return answer_logprobs(kind, out, batch["labels"])
 
         sides = [
-            loop.data.new({name: loop.data[f"{side}_{name}"] for name in ("input_ids", "labels")}) for side in ("chosen", "rejected")
+            loop.data.new({name: loop.data[f"{side}_{name}"] for name in ("input_ids", "labels")})
+            for side in ("chosen", "rejected")
         ]
         return {"reference": torch.stack([loop.run.infer(known, side, said) for side in sides], 1)}
 

@@ -72,6 +72,8 @@ class PSKD(Part):
     known = {"acts": "it softens nothing in the first epoch, and the law's 12 steps are less than one"}
 
     def start(self, loop):
+        if loop.model.kind in ("regressor", "encoder", "denoiser"):
+            raise Bad(f"ps_kd softens choices among classes or tokens, which a {loop.model.kind} model does not make")
         if not 0 <= self.alpha <= 1:
             raise Bad(f"alpha must be from 0 to 1; it is {self.alpha}")
         if self.memory not in ("auto", "rows", "weights"):
@@ -80,11 +82,13 @@ class PSKD(Part):
             past = copy.deepcopy(loop.model.net).eval().requires_grad_(False)
             return {"past": past, "epoch": 0, "fresh": []}
         if loop.model.kind != "classifier":
-            raise Bad(f"memory: rows keeps one answer a row, which a {loop.model.kind} model does not give: use weights")
+            raise Bad(
+                f"memory: rows keeps one answer a row, which a {loop.model.kind} model does not give: use weights"
+            )
         return {"seen": torch.zeros(len(loop.data), dtype=torch.bool), "answers": None, "fresh": []}
 
     def _by_row(self, loop):
-        return self.memory == "rows" or self.memory == "auto" and loop.model.kind == "classifier"
+        return self.memory == "rows" or (self.memory == "auto" and loop.model.kind == "classifier")
 
     def _epoch(self, loop):
         """This epoch, and how many there will be."""

@@ -63,18 +63,22 @@ class SparseLogits(Part):
     alpha: float = 1.0
     """Weight of the teacher's answers; the labels have the rest."""
     store: bool = True
-    """Keep the draws of a row for its next visit; off: draw anew each time."""
+    """Keep the draws of a row for its next visit; off, and for seq2seq models: ask and draw anew each time."""
 
     null = {"alpha": 0.0}
     tiny = {"world": "text", "teacher": "$teacher", "samples": 8}
 
     def start(self, loop):
+        if loop.model.kind in ("regressor", "encoder", "denoiser"):
+            raise Bad(
+                f"sparse_logits teaches choices among classes or tokens, which a {loop.model.kind} model does not make"
+            )
         if not 0 <= self.alpha <= 1:
             raise Bad(f"alpha must be from 0 to 1; it is {self.alpha}")
         if self.samples < 1:
             raise Bad(f"samples must be at least 1; it is {self.samples}")
         self.teacher.net.to(loop.device).eval()
-        if not self.store or not self.alpha:
+        if not self._stores(loop) or not self.alpha:
             return {}
         ends = torch.arange(len(loop.data) + 1)
         if "input_ids" in loop.data.columns:
@@ -90,9 +94,12 @@ class SparseLogits(Part):
             return inner(batch, out)
         kind = loop.model.kind
         mine = aligned(kind, out)
-        said = self._recalled(loop, s, batch, mine) if self.store else self._drawn(loop, batch, mine)
+        said = self._recalled(loop, s, batch, mine) if self._stores(loop) else self._drawn(loop, batch, mine)
         values = where_trained(kind, batch, sparse_cross_entropy(mine, said))
         return (1 - self.alpha) * inner(batch, out) + self.alpha * values
+
+    def _stores(self, loop):
+        return self.store and loop.model.kind != "seq2seq"  # whose places are those of the labels, not of the input
 
     def _drawn(self, loop, batch, mine):
         """Draws at every place of these rows, named by step, row and place: ids (..., samples)."""
@@ -110,7 +117,9 @@ class SparseLogits(Part):
     def _recalled(self, loop, s, batch, mine):
         """The draws kept for these rows; if one row has none for its present tokens, the teacher is asked about them all."""
         rows = batch["row"].cpu()
-        about = fingerprint(batch[loop.model.input].cpu(), batch["attention_mask"].cpu() if "attention_mask" in batch else None)
+        about = fingerprint(
+            batch[loop.model.input].cpu(), batch["attention_mask"].cpu() if "attention_mask" in batch else None
+        )
         width = mine.shape[1] if mine.dim() == 3 else 1
         start, length = s["ends"][rows], s["ends"][rows + 1] - s["ends"][rows]
         inside = torch.arange(width) < length[:, None]  # padding has no store

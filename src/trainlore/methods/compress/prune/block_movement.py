@@ -50,6 +50,7 @@ class BlockMask(nn.Module):
     title="Block movement pruning",
     paper="arXiv:2109.04838",
     lit="p433",
+    code="huggingface/nn_pruning",
     family="compress/prune",
     year=2021,
     tier="core",
@@ -81,6 +82,10 @@ class BlockMovement(Part):
     ## Watch out
     Scores have no learning rate of their own: theirs is `pace` times the run's (with Adam and its kin; with SGD
     pace^2). The authors use 1e-2 beside 3e-5 for the weights, pace 333. `threshold` promises no size: read the zeros.
+    Here, on digits, it beats only the weak rival of its claim, blocks pruned by magnitude with no training after it.
+    Against blocks ranked by magnitude on the same schedule: +0.5 points of accuracy on a new task (n = 20, p = 0.28), and
+    0 to 3 points behind at six other lengths, shares and paces (n = 10). Against blocks chosen once by magnitude before
+    fine-tuning on the same task: 7 points behind (n = 20, p < 0.001).
 
     ## Differs from the paper
     Rows of one layer and columns of the next are scored apart (the authors tie them), biases of emptied rows stay, and

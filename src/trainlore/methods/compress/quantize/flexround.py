@@ -44,14 +44,10 @@ class Division(nn.Module):
         step, zero = scales(weight, bits, per, symmetric)
         self.step = nn.Parameter(step.log())  # s1
         self.each = nn.Parameter(torch.zeros_like(weight, dtype=torch.float32))  # S2
-        self.row = nn.Parameter(
-            torch.zeros_like(self.each[:, :1].flatten(1)[:, :1]).view(-1, *[1] * (weight.dim() - 1))
-        )
-        self.column = (
-            nn.Parameter(torch.zeros_like(self.each[:1].flatten(2).sum(-1)).view(1, -1, *[1] * (weight.dim() - 2)))
-            if (isinstance(layer, CONVOLUTIONS))
-            else None
-        )  # s4, of convolutions only
+        ones = [1] * (weight.dim() - 2)
+        self.row = nn.Parameter(torch.zeros(len(weight), 1, *ones, device=weight.device))  # s3
+        column = nn.Parameter(torch.zeros(1, weight.shape[1], *ones, device=weight.device))
+        self.column = column if isinstance(layer, CONVOLUTIONS) else None  # s4
         self.register_buffer("zero", zero)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -68,6 +64,7 @@ class Division(nn.Module):
     title="FlexRound: learnable rounding by element-wise division",
     paper="arXiv:2306.00317",
     lit="p007",
+    code="robotseye/FlexRound_LRQ",
     family="compress/quantize",
     year=2023,
     tier="core",

@@ -11,7 +11,7 @@ from trainlore.runs import Run
 from trainlore.verbs import Curate, method
 
 WORD = re.compile(r"\S+")
-ENDS = re.compile(r"[.!?\u2026\u3002\uff01\uff1f][\"'\u2019\u201d)\]]*$")
+ENDS = re.compile(r"[.!?\u2026\u3002\uff01\uff1f][\"'\u2019\u201d)\]]*(?!\S)")
 
 
 def cuts(ends: np.ndarray, words: int, slack: float = 0.25) -> np.ndarray:
@@ -36,7 +36,7 @@ def cuts(ends: np.ndarray, words: int, slack: float = 0.25) -> np.ndarray:
 def pieces(text: str, words: int, least: int = 1, slack: float = 0.25) -> list[str]:
     """The text cut at `cuts`, without pieces of fewer than `least` words; white space inside a piece stays."""
     spans = [m.span() for m in WORD.finditer(text)]
-    ends = np.array([ENDS.search(text[max(a, b - 4) : b]) is not None for a, b in spans], bool)
+    ends = np.isin([b for _, b in spans], [m.end() for m in ENDS.finditer(text)])
     at = cuts(ends, words, slack).tolist()
     return [text[spans[a][0] : spans[b - 1][1]] for a, b in pairwise(at) if b - a >= max(1, least)]
 

@@ -45,8 +45,8 @@ class BestFitPacking(Curate):
     one length above half a row. Rows come out longest documents first; training shuffles them.
 
     ## Differs from the paper
-    Exactly its best-fit decreasing, with bit sets over the room left in place of a segment tree. No token is put between
-    documents: `encode` ends each with the end-of-text token.
+    Exactly its best-fit decreasing, with bit sets over the room left in place of a segment tree. No token is put
+    between documents: `encode` ends each with the end-of-text token.
 
     ## See also
     `concat_packing`, its rival.

@@ -18,7 +18,7 @@ def upsampled(count: np.ndarray, names: list[str], shares: Mapping[str, float]) 
     named, total = ~np.isnan(given), np.nansum(given)
     if (given[named] < 0).any() or total > 1 + 1e-6 or (named.all() and total < 1 - 1e-6):
         raise Bad(
-            f"domain_upsampling: shares must be at least 0 and sum to 1 (less where domains are left out), not to {total:g}"
+            f"domain_upsampling: shares must be at least 0 and sum to 1 (to less if some are left out), not to {total:g}"
         )
     rest = np.where(named, 0.0, count)
     return np.where(named, given, (1 - total) * rest / max(rest.sum(), 1e-12))

@@ -110,6 +110,8 @@ class MetadataConditioning(Part):
         bos = loop.model.tokenizer.bos_token_id
         keep = (batch["input_ids"][:, 0] == bos).long() if bos is not None else torch.zeros_like(batch["row"])
         names = ("input_ids", "labels", "attention_mask")
-        made = prepend(*(batch[n] for n in names), s["prefix"][code], s["size"][code], keep)
+        made = prepend(
+            batch["input_ids"], batch["labels"], batch["attention_mask"], s["prefix"][code], s["size"][code], keep
+        )
         room = loop.model.window or made[0].shape[1]
         return {**batch, **{n: v[:, :room] for n, v in zip(names, made, strict=True)}}

@@ -32,6 +32,7 @@ def error_norms(logits: Tensor, labels: Tensor) -> Tensor:
     year=2021,
     tier="core",
     status="stable",
+    code="mansheej/data_diet",
 )
 class EL2N(Curate):
     """Keep the rows that networks still get most wrong a few epochs into training.
@@ -52,12 +53,14 @@ class EL2N(Curate):
     Training the proxies, then one forward pass for each row and proxy.
 
     ## Fields worth tuning
-    `keep`, and `skip_top` where labels are noisy. The proxies should be early (the authors use about epoch 20 of 200),
-    not finished: a finished network has no errors left to rank.
+    `keep`, and `skip_top` where labels are noisy. The proxies should be early (a few epochs of the 200 that the
+    authors train for), not finished: a finished network has no errors left to rank.
 
     ## Watch out
     The rows with wrong labels score highest: that is how noise is found, and why keeping the top harms on noisy data.
-    On small or heavily pruned data hard rows alone do worse than random ones.
+    On small or heavily pruned data hard rows alone do worse than random ones: on 1,000 digits, half of the rows by
+    score gave 1 (+- 1) point less accuracy than a random half at best, and 23 less with proxies of 20 steps. Our
+    claim is therefore about finding wrong labels, not about pruning.
 
     ## Differs from the paper
     The authors' code keeps either the highest scores or a window of the lowest; `skip_top` gives a window from the top.

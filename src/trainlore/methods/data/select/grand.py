@@ -63,6 +63,7 @@ class _Losses(nn.Module):
     year=2021,
     tier="core",
     status="stable",
+    code="mansheej/data_diet",
 )
 class GraNd(Curate):
     """Keep the rows whose loss pulls hardest at the weights early in training.
@@ -76,7 +77,7 @@ class GraNd(Curate):
 
     ## Claim
     Early in training the score finds the rows that matter for generalization; large parts of CIFAR-10 can go without
-    loss of accuracy. The paper's cheaper `el2n` is its stand-in and prunes about as well or better.
+    loss of accuracy. `el2n` is the paper's cheaper stand-in.
 
     ## Cost
     Training the proxies, then a forward and a backward for each row and proxy. The gradients of `chunk` rows are held
@@ -88,7 +89,8 @@ class GraNd(Curate):
     ## Watch out
     Rows with wrong labels score highest. The norm depends on how the weights are scaled and grows with the length of
     the input vector: compare scores only among proxies of one architecture. The networks run in evaluation mode, so
-    dropout does not add noise and batch norm does not mix rows.
+    dropout does not add noise and batch norm does not mix rows. On 1,000 digits half of the rows by score gave 1 (+- 1)
+    point less accuracy than a random half at best: our claim is about finding wrong labels, not about pruning.
 
     ## Differs from the paper
     None in the score; the window `skip_top` is counted from the top.

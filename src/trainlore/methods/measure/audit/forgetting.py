@@ -9,7 +9,9 @@ from trainlore.runs import Run
 from trainlore.verbs import Measure, method
 
 
-@method(name="forgetting", title="Forgetting by domain", family="measure/audit", year=1989, tier="core", status="stable")
+@method(
+    name="forgetting", title="Forgetting by domain", family="measure/audit", year=1989, tier="core", status="stable"
+)
 class Forgetting(Measure):
     """Show by domain what a model has lost against the model it was before.
 
@@ -63,7 +65,14 @@ class Forgetting(Measure):
         groups = data.groups("domain")
         how = {"rows": data.ids, "groups": groups}
         made = [
-            Report.of("forgetting", change, better="lower", weights=weights, notes={"before": float(np.average(then[0], weights=weights))}, **how),
+            Report.of(
+                "forgetting",
+                change,
+                better="lower",
+                weights=weights,
+                notes={"before": float(np.average(then[0], weights=weights))},
+                **how,
+            ),
             Report.of("share_worse", change > 0, better="lower", **how),
         ]
         if model.kind == "classifier":

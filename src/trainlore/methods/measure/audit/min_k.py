@@ -84,7 +84,9 @@ class MinK(Measure):
         if model.kind != "causal":
             raise Bad(f"min_k reads the next-token probabilities of a causal model, not of a {model.kind} one")
         if not len(data) or not len(self.unseen):
-            raise Bad("min_k needs rows in question and, in `unseen`, rows that were not trained on; one of them is empty")
+            raise Bad(
+                "min_k needs rows in question and, in `unseen`, rows that were not trained on; one of them is empty"
+            )
 
         def lowest(batch, out):
             return min_k(-rowwise("causal", batch, out), targets("causal", batch) != -100, self.share)

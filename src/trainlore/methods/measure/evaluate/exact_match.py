@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import numpy as np
-
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model, Report
 from trainlore.runs import Run

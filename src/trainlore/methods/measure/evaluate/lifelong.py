@@ -82,6 +82,7 @@ def _mean(values: np.ndarray) -> float | None:
     title="Lifelong-learning metrics",
     paper="arXiv:2301.07799",
     lit="p017",
+    code="lifelong-learning-systems/l2metrics",
     family="measure/evaluate",
     year=2023,
     tier="core",

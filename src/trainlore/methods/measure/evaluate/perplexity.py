@@ -60,12 +60,11 @@ class Perplexity(Measure):
             raise Bad("no row has a token to predict: give rows of at least two tokens, with labels")
         groups = data.groups("domain")
         how = {"rows": data.ids, "groups": groups, "better": "lower"}
-        report = Report.of("nats", total / np.maximum(tokens, 1), weights=tokens, **how)
-        m = report["nats"]
+        per_token = total / np.maximum(tokens, 1)
+        m = Report.of("nats", per_token, weights=tokens, **how)["nats"]
         by = {g: math.exp(v) for g, v in m.by("domain").items()} if groups else {}
-        report["nats"].notes.update(
-            {"perplexity": math.exp(m.value), "perplexity_by_domain": by, "tokens": int(tokens.sum())}
-        )
+        notes = {"perplexity": math.exp(m.value), "perplexity_by_domain": by, "tokens": int(tokens.sum())}
+        report = Report.of("nats", per_token, weights=tokens, notes=notes, **how)
         if "text" in data.columns:
             import pyarrow.compute as pc
 

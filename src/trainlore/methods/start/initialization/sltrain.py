@@ -45,8 +45,9 @@ class SLTrain(Shape):
 
     ## Watch out
     The weights the model had are thrown away: this is for pretraining, not for adapting. The learning rate wants to be
-    larger than full-rank training's (the authors: 0.003 at every size). A model in this form cannot be saved as a Hugging
-    Face folder: `fold` it first, after which every weight is trained in full.
+    larger than full-rank training's (the authors: 0.003 at every size). With `density` 0 a transformer never learns: all
+    products are zero at first, and with them the gradients of B. A model in this form cannot be saved as a Hugging Face
+    folder: `fold` it first, after which every weight is trained in full.
 
     ## Differs from the paper
     Biases stay as they were made; the authors draw them anew. Their products and gradients are a custom autograd function,

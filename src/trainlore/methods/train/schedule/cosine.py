@@ -45,6 +45,8 @@ class Cosine(Part):
     ## Watch out
     It is fitted to one length: a model stopped at half of it has not been decayed, and one trained on has to be warmed
     up again, which forgets (see infinite).
+    Its best learning rate is higher: here, on digits, at the rate that suits a constant schedule it is 2.2 points of
+    accuracy behind (n = 20, p = 0.002; no warmup on the other side); its claim lets both choose of three.
 
     ## See also
     wsd, linear_decay, infinite.

@@ -57,6 +57,7 @@ def thinned(norms: list[float], every: int) -> tuple[list[float], int]:
     title="Linear decay and schedule refinement",
     paper="arXiv:2310.07831",
     lit="p241",
+    code="facebookresearch/adaptive_scheduling",
     family="train/schedule",
     year=2023,
     tier="core",
@@ -90,6 +91,8 @@ class LinearDecay(Part):
     ## Watch out
     Norms are those of the weights that train: observe and refine with the same parts. A `clip` inside this part (before
     it in the recipe) flattens the norms; put it after. A refined schedule ignores `warmup` and `floor` and ends at 0.
+    Here, on digits, at the rate that suits a constant schedule it is 1.9 points of accuracy behind (n = 20, p = 0.001);
+    its claim lets both choose of three. Refinement was not measured.
 
     ## Differs from the paper
     The straight line's last step is 1 / T of the peak, not 0. Records beyond 20,000 steps are averaged in pairs.
@@ -116,7 +119,7 @@ class LinearDecay(Part):
         for name in ("warmup", "floor", "window"):
             if not 0 <= getattr(self, name) <= 1:
                 raise Bad(f"{name}={getattr(self, name)} must be a share: 0 to 1")
-        state = {"norms": [], "every": 1, "sum": 0.0, "schedule": None}
+        state = {"norms": [], "every": 1, "sum": 0.0, "last": 0.0, "schedule": None}
         if self.observed is not None:
             kept = self.observed.about.get("gradient_norms")
             if not kept:
@@ -128,7 +131,7 @@ class LinearDecay(Part):
         inner()
         grads = [p.grad for p in loop.model.net.parameters() if p.grad is not None]
         each = torch.stack([g.float() for g in torch._foreach_norm(grads, 1 if self.adaptive else 2)])
-        s["sum"] += float(each.sum() if self.adaptive else each.norm())
+        s["last"] = float(each.sum() if self.adaptive else each.norm())
 
     def rate(self, loop, s):
         if s["schedule"] is not None:
@@ -136,6 +139,7 @@ class LinearDecay(Part):
         return linear_decay(loop.done, 1 / loop.steps, self.warmup, self.floor)
 
     def watch(self, loop, s, record):
+        s["sum"] += s["last"]  # a gradient asked for twice in a step (SAM) counts once
         if record["t"] % s["every"] == 0:
             s["norms"].append(s["sum"] / s["every"])
             s["sum"] = 0.0

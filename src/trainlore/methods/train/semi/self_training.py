@@ -55,8 +55,11 @@ class SelfTraining(Fit):
     `sure`: low takes more rows with more wrong labels. `per_class` where the model prefers some classes.
 
     ## Watch out
-    Mistakes that the first model is sure of are learned for good. All trainings have the same number of steps, the later
-    ones on more rows. What the rounds took is in the model's `about["self_training"]`.
+    Mistakes that the first model is sure of are learned for good, and easy classes crowd out the others. On digits
+    it helped a linear classifier trained to its end (+1 to +2 points with 50 and 30 labels: our claim) and harmed a
+    small MLP (30 to 100 labels) in nearly all of some 40 settings tried, by 1 to 31 points, more with less training: compare
+    with plain training before you keep it. All trainings have the same number of steps, the later ones on more rows. What the rounds took
+    is in the model's `about["self_training"]`.
 
     ## Differs from the paper
     Self-training alone of the four. All unlabelled rows are judged anew in every round, so that a row can lose its label.

@@ -42,6 +42,7 @@ def consistency(plain: Tensor, noised: Tensor, sure: float, temperature: float) 
     year=2019,
     tier="core",
     status="stable",
+    code="google-research/uda",
 )
 class UDA(Part):
     """Make the answers to a noised unlabelled row agree with a sharpened answer to the plain one.

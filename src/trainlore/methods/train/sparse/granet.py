@@ -41,6 +41,7 @@ def regenerate(weight: Tensor, grad: Tensor, mask: Tensor, drop: float) -> Tenso
     title="GraNet: gradual pruning with zero-cost neuroregeneration",
     paper="arXiv:2106.10404",
     lit="p032",
+    code="Shiweiliuiiiiiii/GraNet",
     family="train/sparse",
     year=2021,
     tier="core",
@@ -111,10 +112,14 @@ class GraNet(Part):
         layers = matrices(loop.model.net, self.targets)
         if frozen := [name for name, m in layers.items() if not stored(m).requires_grad]:
             raise Bad(f"{frozen[0]} is frozen, and pruning while training trains it: name other `targets`")
+        if twice := [name for name, m in layers.items() if "alive" in m._buffers]:
+            raise Bad(f"{twice[0]} is pruned by two of these parts: give them different `targets`")
         shapes = {name: tuple(stored(m).shape) for name, m in layers.items()}
         for name, density in erk(shapes, self.keep_first).items():
-            noise = torch.rand(shapes[name], generator=loop.rng("granet", name))
-            layers[name].register_buffer("alive", top(noise, density).to(stored(layers[name]).device))
+            alive = torch.ones(shapes[name], dtype=torch.bool)
+            if density < 1:
+                alive = top(torch.rand(shapes[name], generator=loop.rng("granet", name)), density)
+            layers[name].register_buffer("alive", alive.to(stored(layers[name]).device))
 
     @torch.no_grad()
     def start(self, loop):
@@ -147,4 +152,5 @@ class GraNet(Part):
             del m.alive
 
     def _layers(self, loop):
-        return {name: m for name, m in matrices(loop.model.net, self.targets).items() if "alive" in m._buffers}
+        named = ((path, m) for path, m in loop.model.net.named_modules() if "alive" in m._buffers)
+        return {p: m for p, m in named if not self.targets or any(f".{p}".endswith(f".{t}") for t in self.targets)}
