@@ -86,7 +86,7 @@ def main() -> None:
     data = rows(512, args.length, 4096)
     arms = {"ours": ours, "by hand": by_hand, "transformers.Trainer": trainer}
     times: dict[str, list[float]] = {name: [] for name in arms}
-    for name, arm in arms.items():
+    for arm in arms.values():
         arm(preset(args.preset), data, 2, args.size, args.precision)  # warm up
     for round_ in range(args.rounds):
         for name in list(arms)[round_ % 3 :] + list(arms)[: round_ % 3]:

@@ -206,7 +206,6 @@ def _run(run: Run, step: Step, nouns: dict[str, _Noun]) -> Any:
         return value if moved or not isinstance(value, Model) else value.copy()
 
     main = {wire: noun(name, name in step.last and wire == "model") for wire, name in step.wires.items()}
-    everything = {name: n for name, n in nouns.items()}
     if step.name == "save":
         if run.folder is None:
             raise Bad("save needs a run folder: say --out")
@@ -216,7 +215,7 @@ def _run(run: Run, step: Step, nouns: dict[str, _Noun]) -> Any:
         main["model"].save(to, card=model_card(main["model"], run))
         return main["model"]
     if step.name == "train":
-        parts = [build(name, fields, everything) for name, fields in step.parts]
+        parts = [build(name, fields, nouns) for name, fields in step.parts]
         fields = {k: convert(v, TRAIN_TYPES[k]) for k, v in step.fields.items()}
         before = run.meter.work
         start = time.perf_counter()
@@ -231,7 +230,7 @@ def _run(run: Run, step: Step, nouns: dict[str, _Noun]) -> Any:
             },
         )
         return model
-    return run.step(build(step.name, step.fields, everything), *main.values())
+    return run.step(build(step.name, step.fields, nouns), *main.values())
 
 
 def build(name: str, fields: dict[str, Any], nouns: dict[str, Any]) -> Any:

@@ -2,49 +2,76 @@
 
 from __future__ import annotations
 
+import functools
+import html
 import io
 import re
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 INK = "#010203"  # stands for the page's ink while matplotlib draws
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#06b6d4", "#d946ef", "#84cc16", "#f97316", "#64748b")
 
 
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "text.parse_math": False,  # a name with dollar signs is a name
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "svg.hashsalt": "trainlore",
+}
+LONGEST = 28  # letters of a label
+
+
+def _styled(draw: Callable[..., str]) -> Callable[..., str]:
+    """Draw in the page's style, and leave the reader's own settings of matplotlib as they are."""
+
+    @functools.wraps(draw)
+    def styled(*args: Any) -> str:
+        import matplotlib
+
+        with (
+            matplotlib.rc_context({**STYLE, "axes.prop_cycle": matplotlib.cycler(color=COLOURS)}),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # of letters the font has not: the browser's has them
+            return draw(*args)
+
+    return styled
+
+
 def _axes(width: float = 8.0, height: float = 3.2, columns: int = 1, rows: int = 1) -> Any:
-    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
 
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    style: Any = {
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 9,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "text.color": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-        "axes.prop_cycle": plt.cycler(color=COLOURS),
-        "svg.hashsalt": "trainlore",
-    }
-    with plt.rc_context(style):
-        figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
-    return plt, figure, axes.reshape(-1), style
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False).reshape(-1)
 
 
-def _svg(plt: Any, figure: Any, style: Any, caption: str) -> str:
-    with plt.rc_context(style):
-        out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    plt.close(figure)
+def _label(name: str) -> str:
+    """A name as a legend can hold it; one that begins with an underscore would be left out."""
+    text = " ".join(name.split()) or "(none)"
+    text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    return f" {text}" if text.startswith("_") else text
+
+
+def _svg(figure: Any, caption: str) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
-    svg = svg.replace(INK, "currentColor")
+    svg, caption = svg.replace(INK, "currentColor"), html.escape(caption)
     return f'<figure role="img" aria-label="{caption}">{svg}<figcaption>{caption}</figcaption></figure>'
 
 
@@ -56,6 +83,7 @@ def _smooth(values: list[float]) -> list[float]:
     return np.convolve(padded, np.ones(width) / width, "valid").tolist()
 
 
+@_styled
 def curves(fits: list[dict[str, Any]], predicted: dict[str, dict[str, Any]]) -> str:
     """The loss of every training in a panel of its own, smoothed over raw; a prediction dashed over the curve it is of."""
     import math
@@ -64,7 +92,7 @@ def curves(fits: list[dict[str, Any]], predicted: dict[str, dict[str, Any]]) -> 
     rest = [s for s in fits if s["as"] not in predicted]
     out = ""
     for s in wide:
-        plt, figure, (ax,), style = _axes(8.5, 3.2)
+        figure, (ax,) = _axes(8.5, 3.2)
         note = predicted[s["as"]]
         _curve(ax, s, COLOURS[0])
         shown = [i for i, t in enumerate(note["curve"]["t"]) if t >= 0.05 * note["curve"]["t"][-1]]
@@ -80,18 +108,18 @@ def curves(fits: list[dict[str, Any]], predicted: dict[str, dict[str, Any]]) -> 
         ax.annotate(" fitted to here", (note["fitted_to"], ax.get_ylim()[1]), va="top", fontsize=8, color=INK)
         ax.set_xlabel("step")
         ax.set_ylabel("loss (nats)")
-        out += _svg(plt, figure, style, f"Loss of ${s['as']}; dashed: the law fitted to the part left of the line")
+        out += _svg(figure, f"Loss of ${s['as']}; dashed: the law fitted to the part left of the line")
     if rest:
         columns = 3
         rows = math.ceil(len(rest) / columns)
-        plt, figure, axes, style = _axes(8.5, 1.9 * rows, columns, rows)
+        figure, axes = _axes(8.5, 1.9 * rows, columns, rows)
         for at, ax in enumerate(axes):
             if at >= len(rest):
                 ax.set_visible(False)
                 continue
             _curve(ax, rest[at], COLOURS[at % len(COLOURS)])
             ax.set_title(rest[at]["as"], fontsize=9)
-        out += _svg(plt, figure, style, "Loss (nats) by step of the other trainings, smoothed over raw")
+        out += _svg(figure, "Loss (nats) by step of the other trainings, smoothed over raw")
     return out
 
 
@@ -101,6 +129,7 @@ def _curve(ax: Any, step: dict[str, Any], colour: str) -> None:
     ax.plot(curve["t"], _smooth(curve["loss"]), color=colour, linewidth=1.6)
 
 
+@_styled
 def domains(steps: list[dict]) -> str:
     """Share of each domain after every step that made data, as stacked bars."""
     if not steps:
@@ -110,26 +139,29 @@ def domains(steps: list[dict]) -> str:
         for d, v in s["data"]["domains"].items():
             size[d] = max(size.get(d, 0), v["size"])
     top = sorted(size, key=lambda d: -size[d])[:9]
-    plt, figure, (ax,), style = _axes(8.5, 0.9 + 0.32 * len(steps))
+    figure, (ax,) = _axes(8.5, 0.9 + 0.32 * len(steps))
     for row, s in enumerate(steps):
         whole, left = sum(v["size"] for v in s["data"]["domains"].values()) or 1.0, 0.0
-        for at, d in enumerate([*top, "others"]):
+        for at, d in enumerate([*top, "others"] if len(size) > len(top) else top):
             here = s["data"]["domains"]
             share = (
                 here.get(d, {"size": 0})["size"]
                 if d != "others"
                 else sum(v["size"] for k, v in here.items() if k not in top)
             )
-            ax.barh(row, share / whole, left=left, color=COLOURS[at], height=0.72, label=d if row == 0 else None)
+            ax.barh(
+                row, share / whole, left=left, color=COLOURS[at], height=0.72, label=_label(d) if row == 0 else None
+            )
             left += share / whole
     ax.set_yticks(range(len(steps)), [f"{s['number']} {s['name']}" for s in steps])
     ax.invert_yaxis()
     ax.set_xlim(0, 1)
     ax.set_xlabel("share of the text")
     ax.legend(ncols=5, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    return _svg(plt, figure, style, "What the data are made of after each step, by domain")
+    return _svg(figure, "What the data are made of after each step, by domain")
 
 
+@_styled
 def lengths(steps: list[dict]) -> str:
     """How long the rows are after each step."""
     by_unit: dict[str, list[dict]] = {}
@@ -137,7 +169,7 @@ def lengths(steps: list[dict]) -> str:
         by_unit.setdefault(s["data"]["unit"], []).append(s)
     if not by_unit:
         return ""
-    plt, figure, axes, style = _axes(8.5, 2.6, len(by_unit))
+    figure, axes = _axes(8.5, 2.6, len(by_unit))
     for ax, (unit, mine) in zip(axes, by_unit.items(), strict=True):
         for s in mine[-6:]:
             edges, counts = s["data"]["lengths"]["edges"], s["data"]["lengths"]["counts"]
@@ -146,20 +178,21 @@ def lengths(steps: list[dict]) -> str:
         ax.set_xlabel(f"{unit} a row")
         ax.set_ylabel("share of rows")
         ax.legend(fontsize=7)
-    return _svg(plt, figure, style, "How long the rows are after each step")
+    return _svg(figure, "How long the rows are after each step")
 
 
+@_styled
 def bins(step: dict) -> str:
     """Reliability of a calibration report: confidence against how often it was right."""
     for m in step.get("report", []):
         found = m["notes"].get("bins")
         if not found or not all("confidence" in b and "accuracy" in b for b in found):
             continue
-        plt, figure, (ax,), style = _axes(3.6, 3.0)
+        figure, (ax,) = _axes(3.6, 3.0)
         shown = [b for b in found if b.get("count", 1)]
         ax.plot([0, 1], [0, 1], color=INK, linewidth=0.6, alpha=0.6)
         ax.plot([b["confidence"] for b in shown], [b["accuracy"] for b in shown], marker="o", markersize=3)
         ax.set_xlabel("confidence")
         ax.set_ylabel("share right")
-        return _svg(plt, figure, style, f"Calibration of ${step['wires'].get('model', '')}: on the line is calibrated")
+        return _svg(figure, f"Calibration of ${step['wires'].get('model', '')}: on the line is calibrated")
     return ""

@@ -13,12 +13,12 @@ from trainlore import figures, store
 CSS = """
 :root{color-scheme:light dark;--ink:#1d2129;--soft:#667085;--line:#d9dde5;--paper:#fff;--card:#f6f7f9;--good:#1a7f4b;--bad:#c02b2b;--accent:#2f6fdf}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e8ec;--soft:#98a2b3;--line:#333a46;--paper:#14171c;--card:#1c2027;--good:#4cc38a;--bad:#ff7b72;--accent:#7aa7ff}}
-*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif}
+*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,sans-serif;overflow-wrap:anywhere}
 main{max-width:66rem;margin:0 auto;padding:1.2rem}h1{font-size:1.7rem;line-height:1.2;margin:.6rem 0 .2rem}
 h2{font-size:1.15rem;margin:2.4rem 0 .6rem;padding-top:.8rem;border-top:1px solid var(--line)}p{margin:.4rem 0}.soft{color:var(--soft)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.6rem;margin:1rem 0}
 .card{background:var(--card);border-radius:.5rem;padding:.6rem .8rem}.card b{display:block;font-size:1.25rem}.card span{color:var(--soft);font-size:.82rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.88rem}th{text-align:left;color:var(--soft);font-weight:500}
+.wide{overflow-x:auto;overflow-wrap:normal}table{border-collapse:collapse;width:100%;font-size:.88rem}th{text-align:left;color:var(--soft);font-weight:500}
 th,td{padding:.28rem .7rem .28rem 0;border-bottom:1px solid var(--line);vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .good{color:var(--good)}.bad{color:var(--bad);font-weight:600}figure{margin:.8rem 0}figure svg{max-width:100%;height:auto}figcaption{color:var(--soft);font-size:.85rem}
 .bar{height:.5rem;background:var(--accent);border-radius:.25rem;min-width:1px}pre{background:var(--card);padding:.7rem;border-radius:.5rem;overflow-x:auto;font-size:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}

@@ -51,7 +51,8 @@ def do(
         except yaml.YAMLError as error:
             raise Bad(f"--set {item}: not YAML: {' '.join(str(error).split())}") from None
         if re.search(r"\b(Data|Model)\b", type_) and read is not None:
-            many, names = read if isinstance(read, list) else [value], []
+            many = read if isinstance(read, list) else [value]
+            names: list[str] = []
             for one in many:
                 names.append(f"{key}_{len(names)}")
                 nouns[names[-1]] = (Data if re.search(r"\bData\b", type_) else Model).of(one)

@@ -252,12 +252,6 @@ class Data:
             raise ValueError(f"a mask of {keep.shape} over {len(self)} rows")
         return self.take(np.flatnonzero(keep))
 
-    def dropped(self) -> Data:
-        """The rows of the table that are out of play, with the columns written on the way."""
-        out = np.ones(self.table.num_rows, bool)
-        out[slice(None) if self.rows is None else self.rows] = False
-        return dataclasses.replace(self, rows=np.flatnonzero(out))
-
     def with_(self, **columns: Any) -> Data:
         """The same rows with these columns added or replaced; rows out of play get null (whole numbers: any)."""
         table, memo = self.table, dict(self._memo)

@@ -208,8 +208,10 @@ def save(model: Model, folder: Path, card: str) -> Path:
 
 
 def _odd(net: nn.Module) -> str:
-    """A weight that a network made anew of the config has not, or has in another shape; nothing where all agree."""
-    if not type(net).__module__.startswith("transformers."):  # adapters of peft are saved as such
+    """A weight that a network made anew of the config has not, or has in another shape; nothing where all agree.
+
+    Adapters of peft are saved as such, in peft's own format."""
+    if not type(net).__module__.startswith("transformers.") or getattr(net, "_hf_peft_config_loaded", False):
         return ""
     with torch.device("meta"):
         anew = type(net)(copy.deepcopy(net.config))  # type: ignore[call-arg]

@@ -61,13 +61,13 @@ def test_the_model_fits_its_tokenizer(kind, tmp_path):
         model = Model.of(hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=99, **small)))
     else:
         model = preset({"causal": "llama-1m", "masked": "bert-4m", "seq2seq": "t5-4m"}[kind], vocab=500)
-    spread = model.net.get_input_embeddings().weight.std()
+    spread = model.net.get_input_embeddings().weight.std().item()
     corpus = Data.of({"text": [f"some words come again and again {i % 7}" for i in range(40)]})
     model = BPE(corpus=corpus, vocab=280)(Run(0), model)
     config, tokenizer = model.net.config, model.tokenizer
     assert config.vocab_size == len(tokenizer) == 280 == len(model.net.get_output_embeddings().weight)
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id, tokenizer.mask_token_id) == (0, 1, 2, 3)
-    assert model.net.get_input_embeddings().weight.std() == pytest.approx(float(spread), rel=0.1)
+    assert model.net.get_input_embeddings().weight.std().item() == pytest.approx(spread, rel=0.1)
     outside = model.net.get_output_embeddings().weight
     assert (outside is model.net.get_input_embeddings().weight) == (kind != "untied")
     rows = model.encode(corpus.take(range(4))) if kind == "causal" else None

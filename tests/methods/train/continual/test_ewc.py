@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -18,25 +20,21 @@ def loop_of(at: dict) -> Loop:
 
 def test_importance_and_penalty_against_a_loop():
     at = world("digits")
-    at["model"].net.double()
-    net, rows = at["model"].net, at["data"].take(range(5))
+    rows, net = at["data"].take(range(5)), copy.deepcopy(at["model"].net).double()
     batch = rows.batch(range(5), at["model"])
-    batch["features"] = batch["features"].double()
-    at["data"].batch  # the part reads rows one at a time: a table of doubles stands in for it
-    rows.__dict__["batch"] = lambda i, model: {k: v[list(i)] for k, v in batch.items()}
     expected = {n: torch.zeros_like(p) for n, p in net.named_parameters()}
     for i in range(5):
         net.zero_grad()
-        F.cross_entropy(net(batch["features"][i : i + 1]), batch["labels"][i : i + 1]).backward()
+        F.cross_entropy(net(batch["features"][i : i + 1].double()), batch["labels"][i : i + 1]).backward()
         for n, p in net.named_parameters():
             expected[n] += p.grad**2 / 5
     got = importance(loop_of(at), rows)
     for n in expected:
-        torch.testing.assert_close(got[n].double(), expected[n], rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(got[n].double(), expected[n], rtol=1e-3, atol=1e-8)
     part = EWC(old=at["data"], strength=3.0)
-    s = {"importance": expected, "anchor": {n: p.detach() + 0.1 for n, p in net.named_parameters()}}
+    s = {"importance": expected, "anchor": {n: p.detach() + 0.1 for n, p in at["model"].net.named_parameters()}}
     by_hand = sum(3.0 / 2 * float(f) * 0.1**2 for e in expected.values() for f in e.flatten())
-    assert float(part.penalty(loop_of(at), s)) == pytest.approx(by_hand, rel=1e-9)
+    assert float(part.penalty(loop_of(at), s).detach()) == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_frozen_weights_are_left_out_and_more_strength_holds_more():

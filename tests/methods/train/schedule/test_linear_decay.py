@@ -33,12 +33,18 @@ def test_large_first_norms_give_a_warmup_and_rising_last_ones_a_fast_anneal():
     assert late[-80] < 0.2 * (1 + 1e-9) and np.all(np.diff(late) <= 1e-12)
 
 
-def test_the_median_filter_mirrors_the_end_and_holds_the_start():
-    g = np.array([9.0, 1, 1, 1, 1, 1, 1, 1, 4, 4])
-    weight = 1 / np.array([9.0, 1, 1, 1, 1, 1, 1, 1, 4, 4])  # a width of 3 takes no step edge away
-    np.testing.assert_allclose(
-        ld.refine(g, window=0.3), (s := weight * [sum(weight[t + 1 :]) for t in range(10)]) / s.max()
-    )
+def test_the_median_filter_against_a_loop_with_both_ends_mirrored():
+    g = np.random.default_rng(1).uniform(1, 3, 20)
+    around = lambda t: [g[abs(i) if i < 20 else 38 - i] for i in range(t - 3, t + 4)]
+    weight = np.array([1 / np.median(around(t)) for t in range(20)])
+    mine = np.array([weight[t] * weight[t + 1 :].sum() for t in range(20)])
+    np.testing.assert_allclose(ld.refine(g, window=0.3), mine / mine.max())
+
+
+def test_one_odd_first_norm_does_not_own_the_schedule():
+    g = np.full(100, 50.0)
+    g[0] = 1.0
+    np.testing.assert_allclose(ld.refine(g), np.linspace(1, 0, 100), atol=1e-12)
 
 
 def test_a_schedule_is_read_at_any_length_and_long_records_are_thinned():

@@ -77,7 +77,7 @@ class NearDuplicates(Curate):
     is never dropped.
 
     ## Cost
-    One pass over the text and eight bytes a row and band; a second pass over the candidates. 20,000 texts of two
+    One pass over the text and eight bytes a row and band; a second pass over the candidates. 15,000 texts of two
     hundred words a second on one core.
 
     ## Fields worth tuning

@@ -68,7 +68,8 @@ class LearningTrend(Measure):
     A power law knows no plateau before its floor and no jump: a curve that starts with a flat stretch (too few steps, or a
     model that cannot fit) makes infeasible trends. Points scatter with the rows drawn; below a thousand test rows the noise of
     the test set alone is over a point, and a `tau` under it stops by luck. Without a feasible trend the last one is fitted
-    again with its asymptote held at 1 or less, and `settled` is false.
+    again with its asymptote held at 1 or less, and `settled` is false. Where little is left to gain, the last accuracy
+    seen is as good a guess: from 160 to 400 digits, too few steps each, the trend missed by 0.040 and it by 0.035 (n = 10).
 
     ## Differs from the paper
     Only its abstract and summaries could be read. The power family and the fit of every level are as described there; our

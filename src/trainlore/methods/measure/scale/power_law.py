@@ -63,8 +63,9 @@ class PowerLaw(Measure):
 
     ## Watch out
     Three parameters on five points: b and c trade against each other, and the prediction is far surer than either. An interval
-    knows the scatter of seeds, not a bend that lies beyond the last shard. A curve off the law usually is a bug or a model too
-    small: look at `errors`.
+    knows the scatter of seeds, not a bend that lies beyond the last shard. On digits with too few steps for the larger shards, the
+    law from 160 rows missed the error at 400 by more (0.043) than the last shard's own error did (0.026, n = 10).
+    A curve off the law usually is a bug or a model too small: look at `errors`.
 
     ## Differs from the paper
     It searches the model size and the regularisation anew for every shard and takes the median of the best validation errors;
