@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 _RUNNING: list[Meter] = []  # from the outermost to the innermost: all are paid
 _DEPTH = [0]  # a network inside another network is paid for by the outer one
+_OPEN: list[Any] = []  # the counter of the pass that is being counted for the first time
 
 
 @dataclass
@@ -37,10 +38,13 @@ class Meter:
         """Whatever network runs inside pays here, and to every meter that runs around this one, to each once."""
         outermost = not any(m is self for m in _RUNNING)
         _RUNNING.append(self)
-        start = time.perf_counter()
+        start, depth, open_ = time.perf_counter(), _DEPTH[0], len(_OPEN)
         try:
             yield self
         finally:
+            _DEPTH[0] = depth  # a pass that was broken off never came back to say so
+            while len(_OPEN) > open_:
+                _OPEN.pop().__exit__(None, None, None)
             self.seconds += (time.perf_counter() - start) * outermost
             self.peak = max(self.peak, peak_memory())
             _RUNNING.pop()
@@ -97,15 +101,18 @@ def _before(net: Any, args: tuple, kwargs: dict) -> None:
         return
     x = _main_input(args, kwargs)
     if x is not None and tuple(x.shape[1:]) not in net._flops:
-        object.__setattr__(net, "_counting", _counter())
-        net._counting.__enter__()
+        _OPEN.append(_counter())
+        _OPEN[-1].__enter__()
 
 
-def _after(net: Any, args: tuple, kwargs: dict, out: Any) -> None:
+def _after(net: Any, args: tuple, *rest: Any) -> None:
     _DEPTH[0] -= 1
-    counting = net.__dict__.pop("_counting", None)
+    counting = None if _DEPTH[0] or not _OPEN else _OPEN.pop()
     if counting is not None:
         counting.__exit__(None, None, None)
+    if len(rest) < 2:  # the pass failed: torch then leaves the keyword arguments out
+        return
+    kwargs, out = rest
     if _DEPTH[0] or not _RUNNING or (x := _main_input(args, kwargs)) is None:
         return
     if counting is not None:
