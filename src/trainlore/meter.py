@@ -42,7 +42,7 @@ class Meter:
         try:
             yield self
         finally:
-            _DEPTH[0] = depth  # a pass that was broken off never came back to say so
+            _DEPTH[0] = depth  # a pass that Ctrl-C broke off never came back to say so
             while len(_OPEN) > open_:
                 _OPEN.pop().__exit__(None, None, None)
             self.seconds += (time.perf_counter() - start) * outermost
@@ -88,8 +88,17 @@ def watch(net: nn.Module) -> None:
     object.__setattr__(net, "_trained", sum(p.numel() for p in weights if p.requires_grad) / total if total else 0.0)
 
 
+READ = ("input_ids", "pixel_values", "inputs_embeds", "features", "decoder_input_ids")
+
+
+def _shape(x: Tensor, kwargs: dict) -> tuple[Any, ...]:
+    """What a row costs depends on this: the shape of what is read, and of what is written beside it."""
+    written = kwargs.get("decoder_input_ids")
+    return (*x.shape[1:], *(("to", *written.shape[1:]) if isinstance(written, Tensor) else ()))
+
+
 def _main_input(args: tuple, kwargs: dict) -> Tensor | None:
-    for value in (*args, *(kwargs.get(k) for k in ("input_ids", "pixel_values", "inputs_embeds", "features"))):
+    for value in (*args, *(kwargs.get(k) for k in READ)):
         if isinstance(value, Tensor):
             return value
     return None
@@ -100,24 +109,23 @@ def _before(net: Any, args: tuple, kwargs: dict) -> None:
     if _DEPTH[0] > 1 or not _RUNNING or torch.compiler.is_compiling():
         return
     x = _main_input(args, kwargs)
-    if x is not None and tuple(x.shape[1:]) not in net._flops:
+    if x is not None and _shape(x, kwargs) not in net._flops:
         _OPEN.append(_counter())
         _OPEN[-1].__enter__()
 
 
-def _after(net: Any, args: tuple, *rest: Any) -> None:
+def _after(net: Any, args: tuple, kwargs: dict, out: Any) -> None:
     _DEPTH[0] -= 1
     counting = None if _DEPTH[0] or not _OPEN else _OPEN.pop()
     if counting is not None:
         counting.__exit__(None, None, None)
-    if len(rest) < 2:  # the pass failed: torch then leaves the keyword arguments out
+    if out is None:  # the pass failed: what was counted of it is no count of the next
         return
-    kwargs, out = rest
     if _DEPTH[0] or not _RUNNING or (x := _main_input(args, kwargs)) is None:
         return
     if counting is not None:
-        net._flops[tuple(x.shape[1:])] = counting.get_total_flops() / max(1, len(x))  # cost is linear in the rows
-    work = net._flops.get(tuple(x.shape[1:]), 0.0) * len(x)
+        net._flops[_shape(x, kwargs)] = counting.get_total_flops() / max(1, len(x))  # cost is linear in the rows
+    work = net._flops.get(_shape(x, kwargs), 0.0) * len(x)
     meters = list({id(m): m for m in _RUNNING}.values())
     for meter in meters:
         meter.forward += work

@@ -116,8 +116,6 @@ def _tokenizer(source: str | Path, remote_code: bool) -> Any:
 
 
 def _check_folder(path: Path) -> None:
-    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
-        raise Bad(f"{path} holds adapters alone: `fold` them into their model before it is saved, or load them with peft")
     if not (path / "config.json").exists():
         if (path / "adapter_config.json").exists():
             raise Bad(f"{path} holds adapters of peft, not a model: `fold` the model before it is saved")

@@ -117,5 +117,5 @@ CLAIM = Claim(
     better="higher",
     measure=measure,
     seeds=20,
-    quick=5,
+    quick=20,
 )

@@ -64,5 +64,5 @@ def measure(seed, arm):
 
 
 CLAIM = Claim(
-    "samples", "sums", "the untrained model", "word F1 with the right sums", "higher", measure, seeds=5, quick=1
+    "samples", "sums", "the untrained model", "word F1 with the right sums", "higher", measure, seeds=10, quick=1
 )
