@@ -168,7 +168,7 @@ def _one(
         book.add(number, step, key, record)
         run.meter.forward += record["forward"]
         run.meter.backward += record["backward"]
-        tell(f"{number:2d}/{len(book.recipe.steps)} {title} → ${step.gives}  [from the store]")
+        tell(f"{number:2d}/{len(book.recipe.steps)} {title} → ${step.gives}  [dim](from the store)[/dim]")
         return _Noun(key, lambda: store.get(key))
     tell(f"{number:2d}/{len(book.recipe.steps)} {title} → ${step.gives}")
     book.begin(number, step, key)

@@ -27,7 +27,13 @@ def lived(tmp_path_factory):
             "given": {
                 "pool": {"data": str(home / "pool.jsonl"), "sample": 30},
                 "other": {"data": str(home / "other.jsonl"), "rows": "80"},
-                "net": {"model": "llama-1m", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+                "net": {
+                    "model": "llama-1m",
+                    "hidden_size": 16,
+                    "intermediate_size": 16,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                },
             },
             "steps": [
                 {"random_rows": {"data": "$pool", "keep": 0.8, "as": "pool"}},
@@ -37,7 +43,16 @@ def lived(tmp_path_factory):
                 {"bpe": {"model": "$net", "corpus": "$pieces", "vocab": 270, "as": "blank"}},
                 {"best_fit_packing": {"data": "$pieces", "model": "$blank", "length": 32, "as": "packed"}},
                 {"random_rows": {"data": "$other", "keep": 0.5, "as": "rest"}},
-                {"train": {"model": "$blank", "data": "$packed", "steps": 2, "batch_size": 2, "precision": "fp32", "as": "small"}},
+                {
+                    "train": {
+                        "model": "$blank",
+                        "data": "$packed",
+                        "steps": 2,
+                        "batch_size": 2,
+                        "precision": "fp32",
+                        "as": "small",
+                    }
+                },
                 {"save": {"model": "$small", "to": "model", "as": "saved"}},
             ],
         }
@@ -98,8 +113,13 @@ def test_rows_that_are_not_there_are_not_told_of(lived):
 
 
 def test_a_first_step_that_makes_rows_knows_its_own(tmp_path):
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ("kamu gale", "", "nera bidu tovi")))
-    raw = {"given": {"p": str(tmp_path / "p.jsonl")}, "steps": [{"even_pieces": {"data": "$p", "words": 2, "least": 1, "as": "cut"}}]}
+    (tmp_path / "p.jsonl").write_text(
+        "".join(json.dumps({"text": t}) + "\n" for t in ("kamu gale", "", "nera bidu tovi"))
+    )
+    raw = {
+        "given": {"p": str(tmp_path / "p.jsonl")},
+        "steps": [{"even_pieces": {"data": "$p", "words": 2, "least": 1, "as": "cut"}}],
+    }
     execute(recipes.read(raw), tmp_path / "run")
     assert [trail.row(tmp_path / "run", i)[0]["what"] for i in (0, 1)] == ["made into 1 row", "dropped"]
     for i in (3, -1):
@@ -113,15 +133,22 @@ def test_a_first_step_that_makes_rows_knows_its_own(tmp_path):
 
 def test_scores_are_told(tmp_path):
     raw = {
-        "given": {"pool": {"data": "world:two-domains/pool", "rows": 50}, "target": {"data": "world:two-domains/target", "rows": 20}},
-        "steps": [{"dsir": {"data": "$pool", "target": "$target", "keep": 0.2, "min_words": 0, "as": "kept"}}],
+        "given": {
+            "pool": {"data": "world:two-domains/pool", "rows": 50},
+            "target": {"data": "world:two-domains/target", "rows": 20},
+        },
+        "steps": [
+            {"dsir": {"data": "$pool", "target": "$target", "keep": 0.2, "min_words": 0, "noise": False, "as": "kept"}}
+        ],
     }
     nouns = execute(recipes.read(raw), tmp_path / "run")
     worst = min(nouns["kept"]["dsir"])
     for id in range(50):
         (line,) = trail.row(tmp_path / "run", id)
         assert (line["scores"]["dsir"] >= worst) == (line["what"] == "kept") == (id in nouns["kept"].ids)
-    assert json.loads(trail.as_json([{"x": float("nan"), "y": [1.5, (float("inf"),)]}])) == [{"x": None, "y": [1.5, [None]]}]
+    assert json.loads(trail.as_json([{"x": float("nan"), "y": [1.5, (float("inf"),)]}])) == [
+        {"x": None, "y": [1.5, [None]]}
+    ]
 
 
 def test_a_model_s_story_begins_with_the_given_one(lived):
@@ -135,7 +162,15 @@ def test_a_model_s_story_begins_with_the_given_one(lived):
 def test_a_folder_that_is_no_run_or_has_nothing_to_tell(tmp_path, monkeypatch, lived):
     with pytest.raises(Bad, match="is not a run: it has no run.json"):
         trail.row(tmp_path, 0)
-    execute(recipes.read({"given": {"t": "world:digits/test", "net": "mlp"}, "steps": [{"accuracy": {"model": "$net", "data": "$t"}}]}), tmp_path / "r")
+    execute(
+        recipes.read(
+            {
+                "given": {"t": "world:digits/test", "net": "mlp"},
+                "steps": [{"accuracy": {"model": "$net", "data": "$t"}}],
+            }
+        ),
+        tmp_path / "r",
+    )
     with pytest.raises(Bad, match="no finished step that changed data"):
         trail.row(tmp_path / "r", 0)
     with pytest.raises(Bad, match="no finished model yet"):
@@ -147,7 +182,13 @@ def test_a_folder_that_is_no_run_or_has_nothing_to_tell(tmp_path, monkeypatch, l
 def test_data_and_models_carry_their_own_trail(lived):
     _, nouns, _ = lived
     packed: Data = nouns["packed"]
-    assert [e["method"] for e in packed.trail] == ["random_rows", "random_rows", "even_pieces", "even_pieces", "best_fit_packing"]
+    assert [e["method"] for e in packed.trail] == [
+        "random_rows",
+        "random_rows",
+        "even_pieces",
+        "even_pieces",
+        "best_fit_packing",
+    ]
     assert [e["made"] for e in packed.trail] == [False, False, True, True, True]
     assert packed.trail[0]["rows_in"] == 30 and packed.trail[0]["rows_out"] == 24 == packed.trail[1]["rows_in"]
     assert [e["method"] for e in nouns["saved"].trail] == ["bpe", "train"]
