@@ -14,7 +14,7 @@ INK = "#010203"  # stands for the page's ink while matplotlib draws
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#06b6d4", "#d946ef", "#84cc16", "#f97316", "#64748b")
 
 
-STYLE = {
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -38,9 +38,11 @@ def _styled(draw: Callable[..., str]) -> Callable[..., str]:
     @functools.wraps(draw)
     def styled(*args: Any) -> str:
         import matplotlib
+        from cycler import cycler
 
+        style: Any = {**STYLE, "axes.prop_cycle": cycler(color=COLOURS)}
         with (
-            matplotlib.rc_context({**STYLE, "axes.prop_cycle": matplotlib.cycler(color=COLOURS)}),
+            matplotlib.rc_context(style),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # of letters the font has not: the browser's has them

@@ -17,7 +17,7 @@ from trainlore import cli, store
 from trainlore.nouns import Model
 
 COMMANDS = [c.name or c.callback.__name__ for c in cli.app.registered_commands]
-WORDS = "kamu gale nera bidu tovi pese".split()
+WORDS = ["kamu", "gale", "nera", "bidu", "tovi", "pese"]
 
 
 @pytest.fixture(scope="module")

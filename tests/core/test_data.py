@@ -1,6 +1,7 @@
 """Data: made from anything and back, narrowed, widened and read in any order, hashed by content, collated."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -153,7 +154,7 @@ def test_taking_and_adding_are_what_lists_do(data):
     assert len(noun) == len(want) and noun.ids.tolist() == [w["id"] for w in want]
     assert noun["n"].tolist() == [w["n"] for w in want] and list(noun.text("s")) == [w["s"] for w in want]
     values, offsets = noun.lists("r")
-    assert [values[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)] == [w["r"] for w in want]
+    assert [values[a:b].tolist() for a, b in pairwise(offsets)] == [w["r"] for w in want]
     for name in noun.columns[3:]:
         held = noun[name]
         assert (held.tolist() if isinstance(held, np.ndarray) else held.to_pylist()) == [w[name] for w in want]

@@ -1,6 +1,7 @@
 """Model: the networks people have, run, trained, saved and loaded again, and what they make of rows of text."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -251,7 +252,7 @@ def llama(tokenizer):
 
 def lists(data, name):
     values, offsets = data.lists(name)
-    return [values[a:b].tolist() for a, b in zip(offsets, offsets[1:], strict=False)]
+    return [values[a:b].tolist() for a, b in pairwise(offsets)]
 
 
 def test_text_is_learned_whole_and_ends(llama, tokenizer):

@@ -144,6 +144,13 @@ def test_a_report_comes_back(tmp_path):
     assert np.array_equal(back["loss"].values, report["loss"].values, equal_nan=True) and back["loss"].better == "lower"
 
 
+def test_means_of_a_report_count_rows_by_their_weight():
+    m = Report.of("x", [1.0, 4.0, 7.0], groups={"d": ["a", "b", "b"]}, weights=[2, 1, 0])["x"]
+    assert m.value == 2.0 and m.by("d") == {"a": 1.0, "b": 4.0} and m.stderr > 0
+    nothing = Report.of("x", [1.0, 4.0], groups={"d": ["a", "b"]}, weights=[0, 0])["x"]  # rows with nothing to learn
+    assert np.isnan([nothing.value, nothing.stderr, nothing.by("d")["a"], Report.of("x", []).value]).all()
+
+
 @pytest.mark.parametrize("what", ["data", "model", "report"])
 def test_a_full_disk_is_told_and_nothing_is_half_written(what, tmp_path, monkeypatch):
     noun = {"data": Data.of(["a", "b"]), "model": preset("mlp"), "report": Report.of("x", [1.0])}[what]

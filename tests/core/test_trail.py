@@ -10,7 +10,7 @@ from trainlore.errors import Bad
 from trainlore.execute import execute
 from trainlore.nouns import Data
 
-WORDS = "kamu gale nera bidu tovi pese".split()
+WORDS = ["kamu", "gale", "nera", "bidu", "tovi", "pese"]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def by_step(folder):
 
 
 def test_every_row_s_story_is_what_the_steps_did(lived):
-    folder, nouns, recipe = lived
+    folder, _, recipe = lived
     from trainlore.execute import given
 
     sampled = given("pool", recipe.spec.given["pool"], 0).get()
@@ -96,7 +96,7 @@ def test_every_row_s_story_is_what_the_steps_did(lived):
 
 
 def test_rows_that_are_not_there_are_not_told_of(lived):
-    folder, nouns, _ = lived
+    folder = lived[0]
     steps = by_step(folder)
     left_out = next(i for i in range(42) if i not in steps[1].whole().ids)
     for id, of, says in (

@@ -24,15 +24,13 @@ class Measured:
     @property
     def value(self) -> float:
         """The (weighted) mean over rows."""
-        if not len(self.values):
-            return float("nan")
-        return float(np.average(self.values, weights=self.weights))
+        return _mean(self.values, self.weights)
 
     @property
     def stderr(self) -> float:
         """Standard error of the mean over rows; NaN below two rows."""
         n = len(self.values)
-        if n < 2:
+        if n < 2 or (self.weights is not None and not self.weights.sum()):
             return float("nan")
         if self.weights is None:
             return float(self.values.std(ddof=1) / n**0.5)
@@ -43,11 +41,16 @@ class Measured:
         """The mean in each group."""
         names = np.asarray(self.groups[group])
         return {
-            str(g): float(
-                np.average(self.values[names == g], weights=None if self.weights is None else self.weights[names == g])
-            )
+            str(g): _mean(self.values[names == g], None if self.weights is None else self.weights[names == g])
             for g in sorted(set(names.tolist()))
         }
+
+
+def _mean(values: np.ndarray, weights: np.ndarray | None) -> float:
+    """The (weighted) mean; NaN of no rows, or of rows that count for nothing."""
+    if not len(values) or (weights is not None and not weights.sum()):
+        return float("nan")
+    return float(np.average(values, weights=weights))
 
 
 @dataclass(frozen=True, eq=False)
