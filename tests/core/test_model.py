@@ -202,6 +202,12 @@ def test_folders_that_hold_no_model_are_refused(tmp_path):
             Model.of(source)
 
 
+@pytest.mark.parametrize("name", ["Nobody/Qwen2.5-0.5B", "hub:Nobody/Llama-3.2-1B", "hub:gpt-nobody"])
+def test_ids_of_the_hub_are_asked_for_there(name):
+    with pytest.raises(Bad, match="the Hub did not give it"):
+        Model.of(name)
+
+
 def test_saving_replaces_models_only_and_leaves_no_halves(tmp_path, monkeypatch):
     model = Model.of(net("llama"))
     (tmp_path / "mine").mkdir()
