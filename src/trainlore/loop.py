@@ -21,6 +21,7 @@ from trainlore.primitives.sampling import Sampler
 from trainlore.runs import Interrupted, Run
 from trainlore.slots import check, fills, fold
 from trainlore.units import amount
+from trainlore.verbs import Part
 
 CURVE = 2000  # points of the curve kept with the model
 
@@ -82,8 +83,10 @@ def fit(
     in pieces of `micro_batch` that give the same gradient. `precision`: fp32, bf16, or auto (bf16 where the machine has
     it). A checkpoint goes to `folder` now and then and whatever is there is gone on from. `until` stops early at a step.
     """
+    sensible(parts, micro_batch, lr, weight_decay)
     data = prepared(model, data, truncate)
     check(parts, with_made(data.kinds))
+    trainable(model, data, parts)
     place = choose_device(device)
     model.net.to(place)
     total, limit = planned(
@@ -311,6 +314,10 @@ def to(batch: Batch, device: torch.device) -> Batch:
 
 def choose_device(name: str) -> torch.device:
     """auto: CUDA, else Apple's, else the CPU."""
+    if name not in ("auto", "cpu", "mps") and not name.startswith("cuda"):
+        raise Bad(f"device is auto, cpu, cuda or mps, not {name!r}")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise Bad("device: cuda is asked for, but there is none here: say auto or cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return torch.device(name)
@@ -354,6 +361,75 @@ def prepared(model: Model, data: Data, truncate: bool) -> Data:
     return data
 
 
+def sensible(parts: tuple[Any, ...], micro_batch: int | None, lr: float, weight_decay: float) -> None:
+    """Raise Bad on settings that would train nothing, or away from the data."""
+    for part in parts:
+        if not isinstance(part, Part):
+            raise Bad(f"{part!r:.60} is not a part of a training loop: give parts, made: EMA(decay=0.99)")
+    if micro_batch is not None and micro_batch < 1:
+        raise Bad(f"micro_batch must be at least 1, not {micro_batch}")
+    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+        if not 0 <= value < math.inf:
+            raise Bad(f"{name} must be a number of at least 0, not {value}")
+
+
+def trainable(model: Model, data: Data, parts: tuple[Any, ...]) -> None:
+    """Raise Bad on rows that a training cannot learn from, before it starts; what a part makes itself is not asked for."""
+    columns, own = set(data.columns), any(fills(p, s) for p in parts for s in ("draw", "batch", "forward", "loss"))
+    if "weight" in columns:
+        weight = data["weight"]
+        if not isinstance(weight, np.ndarray) or weight.ndim != 1:
+            raise Bad(f"column 'weight' holds {data.table['weight'].type}, not numbers")
+        if len(bad := data.ids[~(np.isfinite(weight) & (weight >= 0))]):
+            raise Bad(f"column 'weight' must be at least 0; it is not in {len(bad):,} rows, the first {bad[0]}")
+        if not weight.any():
+            raise Bad("column 'weight' is zero in every row: nothing would be learned")
+    if not own and model.input not in columns:
+        raise Bad(
+            "the rows are pairs of a chosen and a rejected answer: add a part that learns from them, such as `dpo`"
+        )
+    if not own and not {"label", "labels"} & columns:
+        raise Bad(f"the rows have no column 'label' or 'labels' to learn; there are {', '.join(data.columns)}")
+    if model.input == "features" and isinstance(data["features"], np.ndarray):
+        first = next((m for m in model.net.modules() if isinstance(m, nn.Linear)), None)
+        if (
+            first is not None
+            and type(model.net) is nn.Sequential
+            and model.net[0] is first
+            and data["features"].shape[-1] != first.in_features
+        ):
+            raise Bad(
+                f"column 'features' has {data['features'].shape[-1]} numbers a row, the model reads {first.in_features}"
+            )
+    last = [m for m in model.net.modules() if isinstance(m, nn.Linear)][-1:]
+    if model.kind == "classifier" and "label" in columns and last and not hasattr(model.net, "config"):
+        if (high := int(data["label"].max())) >= last[0].out_features:
+            raise Bad(f"labels run to {high}; the model knows 0 to {last[0].out_features - 1}")
+    for column in ("input_ids", "chosen_input_ids", "rejected_input_ids"):
+        if column not in columns:
+            continue
+        values, offsets = data.lists(column)
+        longest, window = int(np.diff(offsets).max()), model.window
+        if "segment_ids" not in columns and window is not None and longest > window:
+            raise Bad(
+                f"a row of {column!r} has {longest:,} tokens, the model's window is {window:,}: encode the rows anew"
+            )
+        known = getattr(model.net.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
+        if known is not None and len(values) and not 0 <= values.min() <= values.max() < known:
+            raise Bad(
+                f"column {column!r} has tokens from {values.min()} to {values.max()}; the model knows 0 to {known - 1}"
+            )
+        labels = column.replace("input_ids", "labels")
+        if labels in columns and not own and model.kind in ("causal", "masked", "tagger"):
+            wanted, ends = data.lists(labels)
+            if not np.array_equal(ends, offsets):
+                raise Bad(
+                    f"{labels!r} and {column!r} differ in length: each token has one label, -100 where none is learned"
+                )
+            if not (wanted != -100).any():
+                raise Bad(f"column {labels!r} is -100 everywhere: no token would be learned")
+
+
 def with_made(kinds: dict[str, str]) -> dict[str, str]:
     """The columns of the table and those that collating adds."""
     masks = {k.removesuffix("input_ids") + "attention_mask": "tokens" for k in kinds if k.endswith("input_ids")}
@@ -367,7 +443,7 @@ def planned(data: Data, size: int, **budget: Any) -> tuple[int, tuple[str, float
         raise Bad(f"give one budget of {', '.join(budget)}" + (f", not {' and '.join(given)}" if given else ""))
     ((unit, raw),) = given.items()
     value = amount(raw)
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise Bad(f"{unit} must be above 0, not {raw}")
     if size < 1:
         raise Bad(f"batch_size must be at least 1, not {size}")

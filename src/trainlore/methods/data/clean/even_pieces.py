@@ -102,6 +102,6 @@ class EvenPieces(Curate):
         if not made:
             raise Bad(f"even_pieces: no text has {self.least} words; lower `least`")
         origin = np.repeat(np.arange(len(data)), count)
-        rest = data.take(origin).arrow()
-        columns = {c: rest[c] for c in data.columns if c not in (self.column, "parents")}
+        rest = data.without(self.column).take(origin).arrow()  # the whole text is not copied once a piece
+        columns = {c: rest[c] for c in rest.column_names if c != "parents"}
         return data.new({self.column: made, **columns}, parents=data.ids[origin])
