@@ -414,7 +414,8 @@ def trainable(model: Model, data: Data, parts: tuple[Any, ...]) -> None:
             raise Bad(
                 f"a row of {column!r} has {longest:,} tokens, the model's window is {window:,}: encode the rows anew"
             )
-        known = getattr(model.net.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
+        table = getattr(model.net, "get_input_embeddings", lambda: None)()  # plain modules have no such method
+        known = getattr(table, "num_embeddings", None)
         if known is not None and len(values) and not 0 <= values.min() <= values.max() < known:
             raise Bad(
                 f"column {column!r} has tokens from {values.min()} to {values.max()}; the model knows 0 to {known - 1}"
