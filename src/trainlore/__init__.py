@@ -21,6 +21,7 @@ _NAMES = {
     "Bad": "errors",
     "fit": "plain",
     "run": "plain",
+    "race": "plain",
     "load": "registry",
     "index": "registry",
 }

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from trainlore.errors import Bad
+from trainlore.races import command
 
 app = typer.Typer(
     name="trainlore",
@@ -118,9 +119,15 @@ def resume(
     """Go on with an interrupted run: finished steps are kept, a training goes on from its last checkpoint."""
     from trainlore import recipe as recipes
 
+    if (folder / "race.json").exists():
+        command.run(folder, None, None, True, quiet)
+        return
     if not (folder / "run.json").exists():
         raise Bad(f"{folder} is not a run: it has no run.json")
     _run(recipes.read(folder / "recipe.yaml"), folder, quiet, resume=True, strict=strict)
+
+
+app.command()(command.race)
 
 
 def _slug(name: str) -> str:
@@ -133,8 +140,10 @@ def _slug(name: str) -> str:
 def _run(made: Any, folder: Path, quiet: bool, **how: Any) -> None:
     from transformers.utils import logging
 
+    from trainlore.memory import keep_freed
     from trainlore.progress import bars
 
+    keep_freed()
     with bars(not quiet and sys.stderr.isatty()) as shown:
         tell = (lambda text: shown.console.print(text, highlight=False)) if shown else say
         there = (folder / "run.json").exists() and not how.get("resume")  # an earlier run: then its state is not news
@@ -175,8 +184,8 @@ def _table(folder: Path) -> None:
         table.add_row(
             str(s["number"]), s["name"], "$" + s["as"], f"{s['work']:.2g}" if s["work"] else "", seconds, brief(s)
         )
-    console = Console()
-    console.print(table, width=console.width if console.is_terminal else 160)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(table)
     total = sum(s["seconds"] for s in record["steps"] if not s["cached"])
     console.print(
         f"\n{total:.0f} s, {record['meter']['work']:.3g} FLOPs"
@@ -252,6 +261,22 @@ def do(
     from trainlore import single
 
     single.do(method, data, model, out, sets or [], seed, force)
+
+
+@app.command()
+def label(
+    data: Annotated[str, typer.Argument(help="The rows: a file, folder, world:NAME/PART or hub:ID.")],
+    out: Annotated[Path, typer.Option(help="The file of labels, JSONL, to begin or go on with.")],
+    choices: Annotated[str, typer.Option(help="The classes, with commas: negative,positive or n=negative,p=positive.")],
+    column: Annotated[str, typer.Option(help="What the label is called.")] = "label",
+    by: Annotated[str | None, typer.Option(help="A column of scores: the highest is asked first.")] = None,
+    show: Annotated[str, typer.Option(help="The columns to show, with commas (default: all that can be read).")] = "",
+) -> None:
+    """Label rows by hand, one at a time; every answer is kept at once, and the same command goes on later."""
+    from trainlore import labelling
+
+    words = [c.strip() for c in choices.split(",") if c.strip()]
+    labelling.label(data, out, column, words, [c for c in show.split(",") if c], by)
 
 
 # ---- looking things up
@@ -471,10 +496,14 @@ def trail(
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write the report of a run anew and say where it is."""
+    """Write the report of a run or a race anew and say where it is."""
     from trainlore import page
+    from trainlore.races import page as race_page
     from trainlore.trail import opened
 
+    if (folder / "race.json").exists():
+        say(esc(race_page.write(folder)))
+        return
     opened(folder)
     say(esc(page.write(folder)))
 

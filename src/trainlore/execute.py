@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from trainlore import store as stores
@@ -45,15 +47,25 @@ def execute(
     bars: Any = None,
     resume: bool = False,
     tell: Callable[[str], None] = lambda text: None,
+    heat: Heat | None = None,
 ) -> dict[str, Any]:
-    """Run every step; give the nouns by name. With `out`, keep everything in that folder and reuse finished steps."""
+    """Run every step; give the nouns by name. With `out`, keep everything in that folder and reuse finished steps.
+
+    `heat`: what a race adds to a run that is one of many.
+    """
     folder = _allowed(recipe, Path(out), force, resume) if out is not None else None
-    nouns: dict[str, _Noun] = {k: given(k, source, recipe.spec.seed) for k, source in recipe.spec.given.items()}
+    heat = heat or Heat()
+    nouns: dict[str, Noun] = {
+        k: heat.ready[k] if k in heat.ready else given(k, source, recipe.spec.seed)
+        for k, source in recipe.spec.given.items()
+    }
     if folder is not None and not resume:
         _made(recipe, folder)
     run = Run(recipe.spec.seed, folder, bars)
+    run.heat = heat
     book = _Book(recipe, run, folder)
-    store = stores.Store(folder.resolve().parent / ".store") if folder is not None else None
+    place = heat.store or (folder.resolve().parent / ".store" if folder is not None else None)
+    store = stores.Store(place) if place is not None else None
     try:
         with _interruptible(run), run.meter.running():
             for number, step in enumerate(recipe.steps, 1):
@@ -73,14 +85,27 @@ def execute(
         book.close("failed", f"{type(error).__name__}: {error}")
         raise
     book.close("finished")
-    if folder is not None:
+    if folder is not None and heat.alone:
         from trainlore import page
 
         page.write(folder)
-    return {name: noun.get() for name, noun in nouns.items() if not noun.gone}
+    wanted = nouns if heat.alone else {recipe.steps[-1].gives}
+    return {name: noun.get() for name, noun in nouns.items() if not noun.gone and name in wanted}
 
 
-class _Noun:
+@dataclasses.dataclass
+class Heat:
+    """What a race says of a run that is one of many: what is there already, who looks on, and what may be spent."""
+
+    ready: dict[str, Any] = dataclasses.field(default_factory=dict)  # given nouns that are there already, by name
+    store: Path | None = None  # where finished steps are shared with the other runs
+    watched: str = ""  # the training, by what it gives, that watchers look on at
+    watchers: tuple[Any, ...] = ()  # parts that change nothing
+    budget: tuple[str, float] | None = None  # unit and amount of which a training marked "rest" takes what is left
+    alone: bool = True  # whether the run writes a report of its own
+
+
+class Noun:
     """A noun by the key of what made it, fetched when somebody wants it."""
 
     def __init__(self, key: str, fetch: Callable[[], Any]) -> None:
@@ -96,7 +121,7 @@ class _Noun:
         self.value, self.gone = None, True
 
 
-def given(name: str, source: Any, seed: int) -> _Noun:
+def given(name: str, source: Any, seed: int) -> Noun:
     """A noun from outside. Data is known by its content, a preset by its name, a folder by its weights."""
     from trainlore.sources import PRESETS, noun_of
 
@@ -104,15 +129,20 @@ def given(name: str, source: Any, seed: int) -> _Noun:
     options = dict(source) if isinstance(source, dict) else {}
     what = options.pop(noun.lower(), source)
     if noun == "Data":
-        rows, sample = (_count(name, k, options.pop(k, None)) for k in ("rows", "sample"))
-        _known(name, options, ("errors",), "data, rows, sample, errors")
+        skip, rows, sample = (_count(name, k, options.pop(k, None)) for k in ("skip", "rows", "sample"))
+        share = options.pop("share", None)
+        _known(name, options, ("errors",), "data, share, skip, rows, sample, errors")
         data = Data.of(what, **options)
-        if rows is not None:
-            data = Data(data.table.slice(0, rows))
+        if share is not None:
+            data = _shared(name, data, share)
+        if skip is not None or rows is not None:
+            if (skip or 0) >= len(data):
+                raise Bad(f"given {name}: skip {skip} leaves nothing of {len(data)} rows")
+            data = Data(data.table.slice(skip or 0, rows))
         if sample is not None:  # a table of its own, so that what is added later is as long as the sample
             rows_ = np.sort(Run(seed).numpy("given", name).permutation(len(data))[:sample])
             data = Data(data.table.take(rows_), base_ids=rows_)
-        made = _Noun(stores.hash_of("data", data.fingerprint), lambda: data)
+        made = Noun(stores.hash_of("data", data.fingerprint), lambda: data)
         made.value = data
         return made
     text = str(what).removeprefix("preset:")
@@ -121,10 +151,22 @@ def given(name: str, source: Any, seed: int) -> _Noun:
 
         _known(name, options, fields(text), ", ".join(("model", "seed", "vocab", "window", *PRESETS[text][1])))
         options.setdefault("seed", seed)
-        return _Noun(stores.hash_of("preset", text, options), lambda: preset(text, **options))
+        return Noun(stores.hash_of("preset", text, options), lambda: preset(text, **options))
     _known(name, options, ("kind", "seed", "remote_code"), "model, kind, seed, remote_code")
     model = Model.of(what, **options)
-    return _Noun(stores.hash_of("model", model.fingerprint), lambda: model)
+    return Noun(stores.hash_of("model", model.fingerprint), lambda: model)
+
+
+def _shared(name: str, data: Data, share: Any) -> Data:
+    """The rows whose own number between 0 and 1 lies in [low, high): shares that do not meet have no row in common."""
+    low, high = share if isinstance(share, list | tuple) and len(share) == 2 else (None, None)
+    if not (isinstance(low, int | float) and isinstance(high, int | float) and 0 <= low < high <= 1):
+        raise Bad(f"given {name}: share is [low, high] between 0 and 1, not {share!r}")
+    place = Run(0).numpy("given", "share").permutation(len(data)) / max(1, len(data))
+    rows = np.flatnonzero((place >= low) & (place < high))
+    if not len(rows):
+        raise Bad(f"given {name}: share {share} leaves nothing of {len(data)} rows")
+    return Data(data.table.take(rows), base_ids=rows)
 
 
 def _known(name: str, options: dict[str, Any], known: Any, shown: str) -> None:
@@ -149,14 +191,14 @@ def _one(
     store: stores.Store | None,
     number: int,
     step: Step,
-    nouns: dict[str, _Noun],
+    nouns: dict[str, Noun],
     strict: bool,
     tell: Callable[[str], None],
-) -> _Noun:
+) -> Noun:
     """One step: from the store if it was finished before, else run, measured and kept."""
     label = f"{number:02d}-{step.gives}"
     run.label, run._fits, run.effects, run.parity = label, 0, [], []
-
+    step = _rest(run, book, step)
     made_from = {
         n: nouns[n].key for n in sorted(refs(step.fields) | refs([f for _, f in step.parts]) | set(step.wires.values()))
     }
@@ -164,18 +206,62 @@ def _one(
     key = stores.hash_of(ENGINE, shared(), step.name, sources, step.fields, step.wires, step.parts, made_from, run.seed)
     title = "train" if step.name == "train" else step.name
     if store is not None and step.name != "save" and store.has(key):
-        record = {**store.record(key)["record"], "cached": True}
-        book.add(number, step, key, record)
-        run.meter.forward += record["forward"]
-        run.meter.backward += record["backward"]
-        tell(f"{number:2d}/{len(book.recipe.steps)} {title} → ${step.gives}  [dim](from the store)[/dim]")
-        return _Noun(key, lambda: store.get(key))
+        return _known_before(run, book, store, number, step, key, tell)
+    if store is not None and not run.heat.alone:
+        with store.claimed(key):  # two runs of a race that want the same step: one makes it, the other waits for it
+            if store.has(key):
+                return _known_before(run, book, store, number, step, key, tell)
+            return _anew(run, book, store, number, step, nouns, key, title, strict, tell)
+    return _anew(run, book, store, number, step, nouns, key, title, strict, tell)
+
+
+def _rest(run: Run, book: _Book, step: Step) -> Step:
+    """The step with what is left of the budget in the place of the word "rest"."""
+    units = [k for k, v in step.fields.items() if v == "rest"] if step.name == "train" else []
+    if not units:
+        return step
+    if run.heat.budget is None or run.heat.budget[0] != units[0]:
+        raise Bad(f"{step.where}: {units[0]}: rest is for races, which have a budget; say a number")
+    unit, amount_ = run.heat.budget
+    paid = sum(s["seconds"] for s in book.record["steps"]) if unit == "seconds" else getattr(run.meter, unit)
+    if (left := amount_ - paid) <= 0:
+        raise Bad(f"{step.where}: nothing is left of {amount_:.4g} {unit}: {paid:.4g} were spent before this training")
+    left = float(left) if unit in ("work", "seconds") else int(left)
+    return msgspec.structs.replace(step, fields={**step.fields, unit: left})
+
+
+def _known_before(
+    run: Run, book: _Book, store: stores.Store, number: int, step: Step, key: str, tell: Callable[[str], None]
+) -> Noun:
+    """A step that the store holds: paid for as if it had run."""
+    record = {**store.record(key)["record"], "cached": True}
+    book.add(number, step, key, record)
+    for unit in ("forward", "backward", "tokens", "rows", "steps"):
+        setattr(run.meter, unit, getattr(run.meter, unit) + record.get(unit, 0))
+    tell(f"{number:2d}/{len(book.recipe.steps)} {step.name} → ${step.gives}  [dim](from the store)[/dim]")
+    return Noun(key, lambda: store.get(key))
+
+
+def _anew(
+    run: Run,
+    book: _Book,
+    store: stores.Store | None,
+    number: int,
+    step: Step,
+    nouns: dict[str, Noun],
+    key: str,
+    title: str,
+    strict: bool,
+    tell: Callable[[str], None],
+) -> Noun:
+    """A step that has to be run."""
+    label = f"{number:02d}-{step.gives}"
     tell(f"{number:2d}/{len(book.recipe.steps)} {title} → ${step.gives}")
     book.begin(number, step, key)
     before, start = run.meter.state(), time.perf_counter()
     result = _run(run, step, nouns)
     after = run.meter.state()
-    record = {k: after[k] - before[k] for k in ("forward", "backward", "tokens", "rows", "work")}
+    record = {k: after[k] - before[k] for k in ("forward", "backward", "tokens", "rows", "steps", "work")}
     record |= {
         "seconds": time.perf_counter() - start,
         "peak": after["peak"],
@@ -191,16 +277,17 @@ def _one(
     record |= describe(result)
     if isinstance(result, Report) and book.folder is not None:
         _outcomes(result, book.folder / "outcomes" / f"{label}.parquet")
-    kept = store is not None and step.name != "save" and store.put(key, result, {"record": record})
+    wanted = store is not None and step.name != "save" and step.gives != run.heat.watched
+    kept = wanted and store is not None and store.put(key, result, {"record": record})
     book.add(number, step, key, record)
     if book.folder is not None and kept:
         shutil.rmtree(book.folder / "checkpoints", ignore_errors=True)
-    made = _Noun(key, lambda: result)
+    made = Noun(key, lambda: result)
     made.value = result
     return made
 
 
-def _run(run: Run, step: Step, nouns: dict[str, _Noun]) -> Any:
+def _run(run: Run, step: Step, nouns: dict[str, Noun]) -> Any:
     def noun(name: str, moved: bool) -> Any:
         value = nouns[name].get()
         return value if moved or not isinstance(value, Model) else value.copy()
@@ -216,6 +303,7 @@ def _run(run: Run, step: Step, nouns: dict[str, _Noun]) -> Any:
         return main["model"]
     if step.name == "train":
         parts = [build(name, fields, nouns) for name, fields in step.parts]
+        parts += run.heat.watchers if step.gives == run.heat.watched else ()
         fields = {k: convert(v, TRAIN_TYPES[k]) for k, v in step.fields.items()}
         before = run.meter.work
         start = time.perf_counter()
@@ -240,7 +328,7 @@ def build(name: str, fields: dict[str, Any], nouns: dict[str, Any]) -> Any:
     def resolve(value: Any, type_: str) -> Any:
         if isinstance(value, str) and value.startswith("$"):
             noun = nouns[value[1:]]
-            noun = noun.get() if isinstance(noun, _Noun) else noun
+            noun = noun.get() if isinstance(noun, Noun) else noun
             return (noun,) if type_.startswith(("tuple", "list")) and not isinstance(noun, list | tuple) else noun
         if re.search(r"\b(Part|Measure|Curate|Shape|Fit)\b", type_) and value is not None:
             many = value if isinstance(value, list) else [value]

@@ -214,6 +214,7 @@ def fit(
                 for group, full in zip(optimizer.param_groups, base_lr, strict=True):
                     group["lr"] = full * factor
                 update()
+            meter.stepped()
             loop.t += 1
             loop.spent = spent()
             record = {

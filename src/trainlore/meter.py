@@ -25,6 +25,7 @@ class Meter:
     backward: float = 0.0
     tokens: int = 0  # through any network, forward
     rows: int = 0
+    steps: int = 0  # updates of weights, by any training
     seconds: float = 0.0
     peak: int = 0  # bytes: resident memory of the process, or allocated on the accelerator
 
@@ -55,6 +56,7 @@ class Meter:
         self.backward += other.backward
         self.tokens += other.tokens
         self.rows += other.rows
+        self.steps += other.steps
         self.peak = max(self.peak, other.peak)
 
     def state(self) -> dict[str, Any]:
@@ -65,6 +67,23 @@ class Meter:
     def of(state: dict[str, Any]) -> Meter:
         """The meter that gave this state."""
         return Meter(**{k: v for k, v in state.items() if k != "work"})
+
+
+def stepped() -> None:
+    """Count one update of the weights on every meter that runs."""
+    for bill in {id(m): m for m in _RUNNING}.values():
+        bill.steps += 1
+
+
+@contextmanager
+def unpaid() -> Iterator[None]:
+    """What runs inside is on nobody's bill: looking at a training from outside, which the training does not need."""
+    paying = _RUNNING[:]
+    _RUNNING.clear()
+    try:
+        yield
+    finally:
+        _RUNNING[:] = paying
 
 
 def peak_memory() -> int:

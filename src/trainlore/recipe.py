@@ -21,7 +21,7 @@ TRAIN = {  # the engine's own step: its fields and their types; see trainlore.lo
     "epochs": "float | None",
     "tokens": "int | float | str | None",
     "rows": "int | float | str | None",
-    "seconds": "float | None",
+    "seconds": "float | str | None",
     "work": "float | str | None",
     "batch_size": "int",
     "micro_batch": "int | None",

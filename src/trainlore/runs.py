@@ -41,6 +41,7 @@ class Run:
     parity: list[dict[str, Any]] = field(default_factory=list)  # what each change of form did to the outputs
     interrupted: bool = False
     label: str = ""  # the step that runs
+    heat: Any = None  # what a race adds, if this run is one of many
     _fits: int = 0
 
     # ---- randomness, by name
@@ -73,6 +74,7 @@ class Run:
         order = _by_length(data)
         found: list[list[Tensor]] = [[] for _ in asked]
         was, device = model.net.training, model.device
+        size = _pass_size(data, order, size, device)
         model.net.eval()
         try:
             with self.meter.running(), self.bar(len(data), "infer") as bar:
@@ -220,6 +222,15 @@ def _by_length(data: Data) -> np.ndarray:
             _, offsets = data.lists(column)
             return np.argsort(-np.diff(offsets), kind="stable")
     return np.arange(len(data))
+
+
+def _pass_size(data: Data, order: np.ndarray, size: int, device: torch.device) -> int:
+    """Rows of one pass: on a CPU no more tokens than its caches like, a quarter faster than 64 long rows at once."""
+    if device.type != "cpu" or "input_ids" not in data.columns or not len(order):
+        return size
+    _, offsets = data.lists("input_ids")
+    longest = int(offsets[order[0] + 1] - offsets[order[0]])
+    return max(1, min(size, 4096 // max(1, longest)))
 
 
 def _hidden(model: Model, batch: Batch) -> Tensor:

@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +188,17 @@ class Store:
     def has(self, key: str) -> bool:
         """Whether the step was finished."""
         return (self.folder(key) / "done.json").exists()
+
+    @contextmanager
+    def claimed(self, key: str) -> Iterator[None]:
+        """Hold the step while it is made; another process that wants it waits. A process that dies lets go."""
+        import fcntl
+
+        place = self.root / "claims" / key
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
     def put(self, key: str, noun: Data | Model | Report, record: dict[str, Any]) -> bool:
         """Keep a finished step: its noun and the record of how it went. False where the noun cannot be kept safely."""

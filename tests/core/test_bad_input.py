@@ -227,7 +227,7 @@ GOOD = {
     [
         (
             {"rows": {"data": "world:digits/train", "smaple": 9}},
-            "given rows: no option 'smaple'; there are data, rows, sample, errors",
+            "given rows: no option 'smaple'; there are data, share, skip, rows, sample, errors",
         ),
         ({"rows": {"data": "world:digits/train", "rows": "few"}}, "given rows: rows: 'few' is not an amount"),
         (

@@ -140,7 +140,8 @@ def fields(name: str) -> list[str]:
         return ["seed", "inputs", "classes", "width", "depth"]
     import transformers
 
-    return ["seed", "vocab", "window", *shape, *vars(getattr(transformers, f"{family}Config")())]
+    more = ["labels"] if family == "Bert" else []
+    return ["seed", "vocab", "window", *more, *shape, *vars(getattr(transformers, f"{family}Config")())]
 
 
 def preset(name: str, seed: int = 0, vocab: int = 4096, window: int = 512, **changes: Any) -> Model:
@@ -161,10 +162,12 @@ def preset(name: str, seed: int = 0, vocab: int = 4096, window: int = 512, **cha
             config: Any = hf.LlamaConfig(vocab_size=vocab, max_position_embeddings=window, **{**fixed, **shape})
             return Model(hf.LlamaForCausalLM(config).eval(), "causal")
         if family == "Bert":
-            return Model(
-                hf.BertForMaskedLM(hf.BertConfig(vocab_size=vocab, max_position_embeddings=window, **shape)).eval(),
-                "masked",
-            )
+            labels = shape.pop("labels", None)  # with classes it is a classifier of rows, without it fills in words
+            if labels is not None:
+                config = hf.BertConfig(vocab_size=vocab, max_position_embeddings=window, num_labels=labels, **shape)  # type: ignore[call-arg]
+                return Model(hf.BertForSequenceClassification(config).eval(), "classifier")
+            config = hf.BertConfig(vocab_size=vocab, max_position_embeddings=window, **shape)
+            return Model(hf.BertForMaskedLM(config).eval(), "masked")
         if family == "T5":
             config = hf.T5Config(  # type: ignore[call-arg]
                 vocab_size=vocab, decoder_start_token_id=0, feed_forward_proj="gated-gelu", **shape

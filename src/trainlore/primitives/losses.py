@@ -32,11 +32,10 @@ def rowwise(kind: str, batch: dict, out: Tensor) -> Tensor:
     if kind == "regressor":
         return (out.reshape(y.shape).float() - y.float()).square().reshape(len(y), -1).mean(1)
     if kind == "causal" or kind in ALIGNED:
-        logits = aligned(kind, out)
-        flat = F.cross_entropy(
-            logits.float().reshape(-1, logits.shape[-1]), y.reshape(-1), reduction="none", ignore_index=-100
-        )
-        return flat.reshape(y.shape)
+        # Of a causal model the labels move, not the logits: a slice of those would be copied forward and backward.
+        wanted = F.pad(y, (0, 1), value=-100) if kind == "causal" else y
+        flat = F.cross_entropy(out.float().flatten(0, -2), wanted.flatten(), reduction="none", ignore_index=-100)
+        return flat.reshape(wanted.shape)[:, : y.shape[1]]
     return F.cross_entropy(out.float(), y if y.is_floating_point() else y.long(), reduction="none")
 
 

@@ -118,6 +118,61 @@ def hierarchical_interval(
     return _percentiles(np.concatenate(means), level)
 
 
+def crossed(differences, weights=None, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean, standard error and degrees of freedom of differences (S, N) whose seeds and rows are both samples.
+
+    Seeds and rows are crossed random effects: with the mean squares of seeds, rows and what is left,
+
+        variance = (MS_seed + MS_row - MS_left) / (S N),    df by Satterthwaite
+
+    as in the analysis of many readers and cases. With few seeds that df is itself a guess, and errs to the bold side where
+    seeds matter; so whichever is wider at `level`, this or the seeds' own t interval (df = S - 1), is what is given.
+    `weights` (N,): the mean is sum w d / sum w, a ratio, and each row enters by its linear share in it. Of one seed or one
+    row only the other kind of chance can be seen.
+    """
+    from scipy.special import stdtrit
+
+    table = np.asarray(differences, dtype=np.float64)
+    if table.ndim != 2 or not table.size or not np.isfinite(table).all():
+        raise ValueError(f"differences must be a finite table of seeds by rows; its shape is {table.shape}")
+    seeds, rows = table.shape
+    if weights is None:
+        mean = float(table.mean())
+    else:
+        share = np.asarray(weights, np.float64) * rows / np.sum(weights)
+        mean = float((table * share).mean())
+        table = mean + share * (table - mean)
+    by_seed, by_row = table.mean(1) - mean, table.mean(0) - mean
+    left = table - mean - by_seed[:, None] - by_row
+    ms_seed = rows * (by_seed**2).sum() / (seeds - 1) if seeds > 1 else 0.0
+    ms_row = seeds * (by_row**2).sum() / (rows - 1) if rows > 1 else 0.0
+    ms_left = (left**2).sum() / ((seeds - 1) * (rows - 1)) if min(seeds, rows) > 1 else 0.0
+    total = max(ms_seed + ms_row - ms_left, ms_left, 1e-300)
+    parts = ms_seed**2 / max(1, seeds - 1) + ms_row**2 / max(1, rows - 1)
+    df = max(1.0, total**2 / parts) if parts > 0 else float(max(1, seeds * rows - 1))
+    both = [(float(np.sqrt(total / (seeds * rows))), float(df))]
+    if seeds > 1:
+        both.append((float(np.sqrt(ms_seed / (seeds * rows))), float(seeds - 1)))
+    stderr, df = max(both, key=lambda b: b[0] * stdtrit(b[1], (1 + level) / 2))
+    return mean, stderr, df
+
+
+def two_sided(mean: float, stderr: float, df: float) -> float:
+    """p of a mean that is zero, by Student's t; 1 where nothing differs."""
+    from scipy.special import stdtr
+
+    return 1.0 if mean == 0 else float(2 * stdtr(df, -abs(mean) / max(stderr, 1e-300)))
+
+
+def smallest(stderr: float, df: float, level: float = 0.05, power: float = 0.8) -> float:
+    """The smallest true mean that a two-sided t test with this standard error finds with the power wanted."""
+    from scipy.special import nctdtrinc, stdtrit
+
+    _inside(level, "level")
+    _inside(power, "power")
+    return float(nctdtrinc(df, 1 - power, stdtrit(df, 1 - level / 2)) * stderr)
+
+
 def holm(pvalues) -> np.ndarray:
     """Holm's step-down adjusted p (K,) of pvalues (K,): reject where at most the level wanted over the whole family."""
     values = np.asarray(pvalues, dtype=np.float64)

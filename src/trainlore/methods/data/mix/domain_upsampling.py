@@ -7,21 +7,13 @@ import torch
 from torch import Tensor
 
 from trainlore.errors import Bad
+from trainlore.primitives.domains import domains, named_shares, row_odds
 from trainlore.verbs import Part, method
 
 
 def upsampled(count: np.ndarray, names: list[str], shares: Mapping[str, float]) -> np.ndarray:
     """The share of the draws each domain gets, float64 (K,): as named, the rest split in proportion to `count` (K,)."""
-    if strange := sorted(set(shares) - set(names)):
-        raise Bad(f"domain_upsampling: shares names {', '.join(strange)}; the domains are {', '.join(names)}")
-    given = np.array([shares.get(n, np.nan) for n in names])
-    named, total = ~np.isnan(given), np.nansum(given)
-    if (given[named] < 0).any() or total > 1 + 1e-6 or (named.all() and total < 1 - 1e-6):
-        raise Bad(
-            f"domain_upsampling: shares must be at least 0 and sum to 1 (to less if some are left out), not to {total:g}"
-        )
-    rest = np.where(named, 0.0, count)
-    return np.where(named, given, (1 - total) * rest / max(rest.sum(), 1e-12))
+    return named_shares(names, shares, count, "domain_upsampling")
 
 
 @method(
@@ -80,10 +72,9 @@ class DomainUpsampling(Part):
     def start(self, loop) -> dict:
         if not 0 <= self.last <= 1:
             raise Bad(f"domain_upsampling: last must lie in 0..1, got {self.last}")
-        loop.data.need(self.by, who="domain_upsampling")
-        names, code, count = np.unique(np.asarray(loop.data[self.by]), return_inverse=True, return_counts=True)
-        share = upsampled(count, [str(n) for n in names], self.shares)
-        return {"odds": torch.from_numpy((share / count)[code])}
+        names, code = domains(loop.data, self.by, "domain_upsampling")
+        share = upsampled(np.bincount(code), names, self.shares)
+        return {"odds": row_odds(torch.from_numpy(code), torch.from_numpy(share))}
 
     def odds(self, loop, s) -> Tensor | None:
         return s["odds"] if self.last and loop.done >= 1 - self.last else None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trainlore.errors import Bad
+from trainlore.primitives.domains import domains, row_odds
 from trainlore.primitives.losses import per_row
 from trainlore.verbs import Part, method
 
@@ -97,8 +98,8 @@ class OnlineDataMixing(Part):
             raise Bad(
                 f"online_data_mixing: need 0 <= smooth < 1 and 0 <= warmup <= 1, got {self.smooth}, {self.warmup}"
             )
-        loop.data.need(self.by, who="online_data_mixing")
-        names, code, count = np.unique(np.asarray(loop.data[self.by]), return_inverse=True, return_counts=True)
+        names, code = domains(loop.data, self.by, "online_data_mixing")
+        count = np.bincount(code)
         zero = torch.zeros(len(names), dtype=torch.float64)
         share = torch.from_numpy(count / count.sum())
         tensors = {"code": torch.from_numpy(code), "count": torch.from_numpy(count), "share": share}
@@ -111,7 +112,7 @@ class OnlineDataMixing(Part):
         now = exploration(k, t)
         paper = self.form == "paper"
         s["share"] = policy(s["reward"], now, exploration(k, t - 1)) if paper else proportional(s["reward"], now)
-        return (s["share"] / s["count"])[s["code"]]
+        return row_odds(s["code"], s["share"], s["count"])
 
     def loss(self, loop, s, batch, out, inner) -> Tensor:
         losses = inner(batch, out)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
-from trainlore.primitives.losses import per_row, rowwise
+from trainlore.primitives.domains import codes_of, domain_losses, domains, row_odds
 from trainlore.runs import Run
 from trainlore.verbs import Part, method
 
@@ -38,43 +38,23 @@ def learn_graph(
     Linear (K trainings): i teaches j by as much as `steps` on i alone lower j's held-out loss. With `pairs` (K ** 2
     trainings): by as much lower as j's loss gets from half i and half j than from j alone; a skill teaches itself by 1.
     """
-    names, code = np.unique(np.asarray(data[by]), return_inverse=True)
-    skill = codes(held_out, by, names)
+    names, code = domains(data, by, "learn_graph")
+    skill = codes_of(held_out, by, names, "skill_it's held_out")
 
     def trained(rows: np.ndarray) -> Tensor:
-        return skill_losses(
+        return domain_losses(
             run, run.fit(model.copy(), data.take(rows), steps=steps, **how), held_out, skill, len(names)
         )
 
     own = [np.flatnonzero(code == k) for k in range(len(names))]
     alone = torch.stack([trained(rows) for rows in own])
     if not pairs:
-        return _frozen(edges(skill_losses(run, model, held_out, skill, len(names)), alone))
+        return _frozen(edges(domain_losses(run, model, held_out, skill, len(names)), alone))
     rng, both = run.numpy("learn_graph"), alone.clone()
     for i, j in np.argwhere(~np.eye(len(names), dtype=bool)):
         n = max(len(own[i]), len(own[j]))
         both[i, j] = trained(np.concatenate([rng.choice(own[k], n, replace=len(own[k]) < n) for k in (i, j)]))[j]
     return _frozen(edges(alone.diagonal(), both).fill_diagonal_(1.0))
-
-
-def skill_losses(run: Run, model: Model, held_out: Data, skill: np.ndarray, k: int) -> Tensor:
-    """Mean held-out loss of each of k skills, float64 (K,); `skill` int (N,) names each held-out row's."""
-    rows = run.infer(
-        model, held_out, lambda batch, out: per_row(rowwise(model.kind, batch, out), batch, model.kind)
-    ).double()
-    at = torch.from_numpy(skill)
-    return torch.zeros(k, dtype=torch.float64).index_add_(0, at, rows) / torch.bincount(at, minlength=k)
-
-
-def codes(held_out: Data, by: str, names: np.ndarray) -> np.ndarray:
-    """The number of each held-out row's skill among the sorted `names`, int64 (N,); every skill must have rows."""
-    held_out.need(by, who="skill_it's held_out")
-    found, code = np.unique(np.asarray(held_out[by]), return_inverse=True)
-    if found.tolist() != names.tolist():
-        raise Bad(
-            f"skill_it: held_out has the skills {found.tolist()}, the data {names.tolist()}: give held-out rows of each"
-        )
-    return code.astype(np.int64)
 
 
 def _frozen(graph: Tensor) -> Graph:
@@ -154,9 +134,8 @@ class SkillIt(Part):
     tiny = {"world": "text", "held_out": "$held_out", "graph": [[1.0, 0.5], [0.0, 1.0]], "every": 5}
 
     def start(self, loop) -> dict:
-        loop.data.need(self.by, who="skill_it")
-        names, code, count = np.unique(np.asarray(loop.data[self.by]), return_inverse=True, return_counts=True)
-        skill, k = codes(self.held_out, self.by, names), len(names)
+        named, code = domains(loop.data, self.by, "skill_it")
+        skill, k = codes_of(self.held_out, self.by, named, "skill_it's held_out"), len(named)
         if self.every < 1 or self.window < 1:
             raise Bad(f"skill_it: every and window must be at least 1, got {self.every}, {self.window}")
         graph = self.graph
@@ -166,23 +145,24 @@ class SkillIt(Part):
             )
         graph = torch.eye(k) if graph is None else torch.tensor(graph)
         if graph.shape != (k, k):
-            raise Bad(
-                f"skill_it: graph is {tuple(graph.shape)}, but there are {k} skills: {', '.join(map(str, names))}"
-            )
-        named = [str(n) for n in names]
+            raise Bad(f"skill_it: graph is {tuple(graph.shape)}, but there are {k} skills: {', '.join(named)}")
         if strange := sorted(set(self.target) - set(named)):
             raise Bad(f"skill_it: target names {', '.join(strange)}; the skills are {', '.join(named)}")
         wanted = [named.index(n) for n in self.target] or list(range(k))
         share = mixture(graph[:, wanted], torch.ones(1, len(wanted)), self.eta)
-        tensors = {"code": torch.from_numpy(code), "count": torch.from_numpy(count), "skill": torch.from_numpy(skill)}
+        tensors = {
+            "code": torch.from_numpy(code),
+            "count": torch.from_numpy(np.bincount(code)),
+            "skill": torch.from_numpy(skill),
+        }
         return {**tensors, "graph": graph, "wanted": wanted, "past": [], "share": share, "odds": None}
 
     def odds(self, loop, s) -> Tensor:
         if loop.t and loop.t % self.every == 0:
-            now = skill_losses(loop.run, loop.model, self.held_out, s["skill"].numpy(), len(s["count"]))[s["wanted"]]
+            now = domain_losses(loop.run, loop.model, self.held_out, s["skill"].numpy(), len(s["count"]))[s["wanted"]]
             s["past"] = [*s["past"], now][-self.window :]
             past = torch.stack(s["past"]) / (len(s["past"]) if self.target else 1)
             s["share"], s["odds"] = mixture(s["graph"][:, s["wanted"]], past, self.eta), None
         if s["odds"] is None:
-            s["odds"] = (s["share"] / s["count"])[s["code"]]
+            s["odds"] = row_odds(s["code"], s["share"], s["count"])
         return s["odds"]

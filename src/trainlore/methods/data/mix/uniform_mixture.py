@@ -4,13 +4,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainlore.primitives.domains import domains, row_odds
 from trainlore.verbs import Part, method
 
 
 def even(code: np.ndarray) -> np.ndarray:
     """Odds float64 (N,) that give every value of `code` int (N,) the same sum, 1 in all."""
-    count = np.bincount(code)
-    return 1.0 / (count[code] * np.count_nonzero(count))
+    there = np.bincount(code) > 0
+    return row_odds(torch.from_numpy(code), torch.from_numpy(there / there.sum())).numpy()
 
 
 @method(
@@ -51,8 +52,7 @@ class UniformMixture(Part):
     tiny = {"world": "digits", "by": "label"}
 
     def start(self, loop) -> dict:
-        loop.data.need(self.by, who="uniform_mixture")
-        _, code = np.unique(np.asarray(loop.data[self.by]), return_inverse=True)
+        _, code = domains(loop.data, self.by, "uniform_mixture")
         return {"odds": torch.from_numpy(even(code))}
 
     def odds(self, loop, s) -> Tensor:

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from trainlore.errors import Bad
+from trainlore.primitives.domains import domains
 from trainlore.verbs import Part, method
 
 
@@ -92,12 +92,11 @@ class MetadataConditioning(Part):
     def start(self, loop) -> dict:
         if not 0 <= self.share <= 1:
             raise Bad(f"metadata_conditioning: share must lie in 0..1, got {self.share}")
-        loop.data.need(self.by, who="metadata_conditioning")
         if "segment_ids" in loop.data.columns:
             raise Bad("metadata_conditioning: the rows are packed; give one document a row")
         if loop.model.tokenizer is None:
             raise Bad("metadata_conditioning: the model has no tokenizer to write names with")
-        names, code = np.unique(np.asarray(loop.data[self.by]), return_inverse=True)
+        names, code = domains(loop.data, self.by, "metadata_conditioning")
         written = [f"{self.before}{name}{self.after}" for name in names]
         ids = [torch.tensor(i) for i in loop.model.tokenizer(written, add_special_tokens=False)["input_ids"]]
         size = torch.tensor([len(i) for i in ids])

@@ -31,7 +31,7 @@ class SAM(Part):
 
     ## What it does
     Takes the gradient, walks a step of fixed length up it, takes the gradient again there, walks back and descends with
-    the second one. Minima whose neighbourhood is low win over sharp ones.
+    the second one. Flat minima, whose neighbourhood is low, win over sharp ones.
 
         e = rho * g / ||g||_2            g = dL(w)/dw, one norm over all weights
         gradient = dL/dw at w + e

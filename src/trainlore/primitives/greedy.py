@@ -1,0 +1,286 @@
+"""Choosing rows one at a time so that together they cover, spread over or average like all of them.
+
+Nothing here holds all pairs of rows: similarities are made a block at a time, and kept only where they fit in `ROOM`.
+Of very many rows (a million and more) let the choice cover a random sample of them: give it as `reference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil, log
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainlore.errors import Bad
+
+if TYPE_CHECKING:
+    from trainlore.nouns import Data, Model
+    from trainlore.runs import Run
+
+__all__ = ["embeddings", "facility_location", "herding", "how_many", "k_centre", "rank_within"]
+
+ROOM = 1 << 28  # bytes of similarities that are kept between the steps
+BLOCK = 1 << 22  # similarities made at a time when they are not kept
+WIDTH = 16  # candidates a lazy step looks at first
+
+
+def facility_location(
+    features: Tensor,
+    count: int,
+    weights: Tensor | None = None,
+    mode: Literal["lazy", "exact", "stochastic"] = "lazy",
+    metric: Literal["cosine", "euclidean", "precomputed"] = "cosine",
+    reference: Tensor | None = None,
+    epsilon: float = 0.01,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Greedily the rows of `features` (N, D) nearest to which all others lie: positions (count,) in order, gains (count,).
+
+        f(S) = sum over i of weights_i * max(0, max over j in S of similarity(i, j)),    gain = f(S + j) - f(S)
+
+    Covered are the rows of `reference` (M, D), or the features themselves; `weights` (M,) >= 0. Similarity is the cosine, or
+    the largest distance there could be less the distance ("euclidean"), or given: `features` is then (N, M), a row a
+    candidate. On a tie the earlier row is taken.
+
+    - lazy: old gains bound new ones, so few are computed again. As "exact", and the quickest for a short list.
+    - exact: all gains are kept up to date; work grows with N * M * log(count), which suits a list of nearly all rows.
+    - stochastic: the best of ceil(N / count * log(1 / epsilon)) random rows; in the mean at least 1 - 1/e - epsilon of the best.
+
+    Gains are float64 and add up to f(S). Memory beyond a copy of the rows: 256 MiB, whatever N and M are.
+    """
+    cover = _Cover(features, reference, metric, weights)
+    if not 1 <= count <= cover.n:
+        raise Bad(f"count={count}: give 1 to {cover.n}, the number of rows to choose from")
+    if mode == "exact":
+        return _exact(cover, count)
+    if mode == "lazy":
+        return _lazy(cover, count)
+    if mode != "stochastic":
+        raise Bad(f"mode={mode!r}: give 'lazy', 'exact' or 'stochastic'")
+    if generator is None or not 0 < epsilon < 1:
+        raise Bad(f"the stochastic mode needs a generator and 0 < epsilon < 1, got epsilon={epsilon}")
+    return _stochastic(cover, count, ceil(cover.n / count * log(1 / epsilon)), generator)
+
+
+class _Cover:
+    """How well each row to be covered is covered so far (M,), and what any candidate would add."""
+
+    def __init__(self, features: Tensor, reference: Tensor | None, metric: str, weights: Tensor | None) -> None:
+        if metric not in ("cosine", "euclidean", "precomputed"):
+            raise Bad(f"metric={metric!r}: give 'cosine', 'euclidean' or 'precomputed'")
+        if features.ndim != 2 or not len(features):
+            raise Bad(f"features must be (rows, dimensions) with at least one row, got {tuple(features.shape)}")
+        x = features if features.is_floating_point() else features.float()
+        y = x if reference is None else reference.to(x)
+        self.metric, self.symmetric = metric, reference is None and metric != "precomputed"
+        if metric == "cosine":
+            x = torch.nn.functional.normalize(x, dim=1)
+            y = x if reference is None else torch.nn.functional.normalize(y, dim=1)
+        elif metric == "euclidean":  # around their middle, where the differences of squares lose least
+            x, y = x - y.mean(0), y - y.mean(0)
+            self.far = x.norm(dim=1).max() + y.norm(dim=1).max()
+        self.x, self.y = x, y
+        self.n, self.m = len(x), x.shape[1] if metric == "precomputed" else len(y)
+        if weights is not None and (weights.shape != (self.m,) or not (weights >= 0).all()):
+            raise Bad(f"weights must be {self.m} numbers of at least 0, one for each row to be covered")
+        self.weights = None if weights is None else weights.to(x)
+        self.best = x.new_zeros(self.m)
+        self.tie = 1e-6 if x.dtype == torch.float32 else 1e-12  # gains this near are one: rounding must not choose
+        self.kept: Tensor | None = x if metric == "precomputed" else None
+        if self.kept is None and self.n * self.m * x.element_size() <= ROOM:
+            self.kept = self._made(x, y)
+
+    def _made(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.metric == "cosine":
+            return x @ y.T
+        return self.far - torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist")
+
+    def similar(self, candidates: Tensor | slice, rows: Tensor | slice) -> Tensor:
+        """Similarities (candidates, rows), a fresh tensor; one of the two is given as a tensor."""
+        if self.kept is None:
+            return self._made(self.x[candidates], self.y[rows])
+        if self.symmetric and isinstance(rows, Tensor):  # whole rows lie together in memory, columns do not
+            return self.kept[rows][:, candidates].T
+        return self.kept[:, rows][candidates]  # the slice first: it is a view, and the copy is of the block alone
+
+    def gains(self, candidates: Tensor) -> Tensor:
+        """What each of the candidates (B,) would add now: float64 (B,)."""
+        total = torch.zeros(len(candidates), dtype=torch.float64, device=self.x.device)
+        step = max(1, BLOCK // len(candidates))
+        for a in range(0, self.m, step):
+            more = self.similar(candidates, slice(a, a + step)).sub_(self.best[a : a + step]).clamp_(min=0)
+            if self.weights is not None:
+                more.mul_(self.weights[a : a + step])
+            total += more.sum(1)
+        return total
+
+    def all_gains(self) -> Tensor:
+        """What every candidate would add now: float64 (N,)."""
+        every = torch.arange(self.n, device=self.x.device)
+        return torch.cat([self.gains(some) for some in every.split(2048)])
+
+    def add(self, j: int) -> tuple[float, Tensor, Tensor]:
+        """Take candidate j: its gain, the rows (R,) that it covers better, and how they were covered before (R,)."""
+        now = self.similar(torch.tensor([j], device=self.x.device), slice(0, self.m))[0]
+        rows = (now > self.best).nonzero()[:, 0]
+        before, more = self.best[rows], (now[rows] - self.best[rows]).double()
+        self.best[rows] = now[rows]
+        return float((more if self.weights is None else more * self.weights[rows]).sum()), rows, before
+
+
+def _exact(cover: _Cover, count: int) -> tuple[Tensor, Tensor]:
+    gain, chosen, gains = cover.all_gains(), [], []
+    none = float(gain.max()) * (1e-9 if cover.x.dtype == torch.float32 else 1e-13)  # less is rounding
+    for _ in range(count):
+        best = gain.max()
+        j = int((gain >= best * (1 - cover.tie)).nonzero()[0])
+        got, rows, before = cover.add(j)
+        chosen.append(j)
+        gains.append(got)
+        gain[j] = -torch.inf
+        step = max(1, BLOCK // cover.n)
+        for a in range(0, len(rows), step):
+            some, old = rows[a : a + step], before[a : a + step]
+            lost = torch.minimum(cover.similar(slice(None), some), cover.best[some]).sub_(old).clamp_(min=0)
+            if cover.weights is not None:
+                lost.mul_(cover.weights[some])
+            gain -= lost.sum(1)
+        gain[(gain < none) & (gain > -torch.inf)] = 0
+    return torch.tensor(chosen), torch.tensor(gains, dtype=torch.float64)
+
+
+def _lazy(cover: _Cover, count: int) -> tuple[Tensor, Tensor]:
+    bound, chosen, gains = cover.all_gains(), [], []  # a gain never grows: the last one computed bounds what it is now
+    fresh = torch.ones(cover.n, dtype=torch.bool, device=bound.device)
+    for _ in range(count):
+        width = WIDTH
+        while True:
+            near = bound.masked_fill(~fresh, -torch.inf).max() * (1 - cover.tie)
+            top = bound.masked_fill(fresh, -torch.inf).topk(min(width, cover.n))
+            stale = top.indices[(top.values >= near) & (top.values > 0)]  # of a tie, too: the earlier row wins it
+            if not len(stale):
+                break
+            bound[stale], fresh[stale], width = cover.gains(stale), True, 2 * width
+        j = int((fresh & (bound >= near) if near > 0 else bound > -torch.inf).nonzero()[0])
+        chosen.append(j)
+        gains.append(cover.add(j)[0])
+        fresh.zero_()
+        bound[j] = -torch.inf
+    return torch.tensor(chosen), torch.tensor(gains, dtype=torch.float64)
+
+
+def _stochastic(cover: _Cover, count: int, sample: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    free, chosen, gains = torch.ones(cover.n, dtype=torch.bool), [], []
+    for _ in range(count):
+        drawn = torch.randint(cover.n, (sample,), generator=generator).unique()
+        drawn = drawn[free[drawn]]
+        if not len(drawn):
+            left = free.nonzero()[:, 0]
+            drawn = left[torch.randint(len(left), (1,), generator=generator)]
+        j = int(drawn[int(cover.gains(drawn.to(cover.x.device)).argmax())])
+        free[j] = False
+        chosen.append(j)
+        gains.append(cover.add(j)[0])
+    return torch.tensor(chosen), torch.tensor(gains, dtype=torch.float64)
+
+
+def k_centre(
+    features: Tensor,
+    count: int,
+    first: int | Sequence[int] | Tensor = 0,
+    metric: Literal["cosine", "euclidean"] = "euclidean",
+) -> tuple[Tensor, Tensor]:
+    """Farthest first: `count` rows of `features` (N, D), each the farthest from those before: positions, distances (count,).
+
+    `first`: the row or rows to begin with; they head the answer, at distance infinity. The largest distance of any row to
+    its nearest centre is at most twice what the best `count` centres reach. Time N * D * count, memory N numbers.
+    """
+    start = torch.as_tensor(first, dtype=torch.long).reshape(-1)
+    n = len(features)
+    if not 1 <= count <= n or len(start) > count or not len(start):
+        raise Bad(f"count={count}: give 1 to {n}, the number of rows, and at least the {len(start)} to begin with")
+    x = features if features.is_floating_point() else features.float()
+    if metric == "cosine":
+        x = torch.nn.functional.normalize(x, dim=1)
+    elif metric != "euclidean":
+        raise Bad(f"metric={metric!r}: give 'cosine' or 'euclidean'")
+    near = x.new_full((n,), torch.inf)
+    for some in start.to(x.device).split(64):
+        for a in range(0, n, BLOCK // 64):
+            far = torch.cdist(x[a : a + BLOCK // 64], x[some], compute_mode="donot_use_mm_for_euclid_dist")
+            near[a : a + BLOCK // 64] = torch.minimum(near[a : a + BLOCK // 64], far.amin(1))
+    near[start.to(x.device)] = -1.0
+    chosen, radii = start.tolist(), [torch.inf] * len(start)
+    while len(chosen) < count:
+        j = int(near.argmax())
+        chosen.append(j)
+        radii.append(float(near[j]))
+        near = torch.minimum(near, torch.cdist(x, x[j : j + 1], compute_mode="donot_use_mm_for_euclid_dist")[:, 0])
+        near[j] = -1.0  # below any distance: a copy of a centre may still come, the centre itself not
+    return torch.tensor(chosen), torch.tensor(radii, dtype=torch.float64)
+
+
+def herding(
+    features: Tensor, count: int, metric: Literal["cosine", "euclidean"] = "euclidean"
+) -> tuple[Tensor, Tensor]:
+    """Rows whose mean follows the mean of all rows of `features` (N, D): positions (count,), distances of the means (count,).
+
+    Greedily, without repetition: row t is the one with which the mean of the t rows is nearest to the mean of all,
+
+        argmin over x of || mu - (chosen_1 + ... + chosen_{t-1} + x) / t ||,
+
+    which among rows of one length is herding, argmax <w, x> with w = t mu - sum. "cosine" scales the rows to length 1.
+    """
+    n = len(features)
+    if not 1 <= count <= n:
+        raise Bad(f"count={count}: give 1 to {n}, the number of rows")
+    x = features if features.is_floating_point() else features.float()
+    if metric == "cosine":
+        x = torch.nn.functional.normalize(x, dim=1)
+    elif metric != "euclidean":
+        raise Bad(f"metric={metric!r}: give 'cosine' or 'euclidean'")
+    mean = x.mean(0, dtype=torch.float64)
+    squares, sums = x.square().sum(1), torch.zeros_like(mean)
+    chosen: list[int] = []
+    apart: list[float] = []
+    for t in range(1, count + 1):
+        score = (2 * (x @ (t * mean - sums).to(x.dtype))).sub_(squares)
+        score[chosen] = -torch.inf
+        j = int(score.argmax())
+        chosen.append(j)
+        sums += x[j]
+        apart.append(float((mean - sums / t).norm()))
+    return torch.tensor(chosen), torch.tensor(apart, dtype=torch.float64)
+
+
+def how_many(keep: float, rows: int) -> int:
+    """The number of rows that a share `keep` of them is, at least one."""
+    if not 0 < keep <= 1:
+        raise Bad(f"keep={keep}: give a share of the rows, above 0 and at most 1")
+    return max(round(keep * rows), 1)
+
+
+def rank_within(group: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of each row in its group by falling score, from 0, and the size of its group: int64 (N,) each.
+
+    group: whole numbers from 0 (N,); score: (N,). Of equal scores the earlier row comes first.
+    """
+    order = np.lexsort((-score, group))
+    size = np.bincount(group)
+    rank = np.empty(len(group), np.int64)
+    rank[order] = np.arange(len(group)) - (np.cumsum(size) - size)[group[order]]
+    return rank, size[group]
+
+
+def embeddings(run: Run, data: Data, encoder: Model | None, column: str, who: str) -> Tensor:
+    """A vector for each row, float32 (N, D): what `encoder` makes of it, or what stands in `column`."""
+    data.need(*([] if encoder is not None else [column]), who=who)
+    if encoder is not None:
+        return run.embed(encoder, data).float()
+    points = data[column]
+    if getattr(points, "ndim", 0) != 2:
+        raise Bad(f"{who}: column={column!r} holds no vectors; name a column of embeddings or give an encoder")
+    return torch.tensor(np.ascontiguousarray(points, dtype=np.float32))

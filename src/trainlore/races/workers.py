@@ -1,0 +1,96 @@
+"""Where heats run: processes of this machine, or a Ray cluster. A heat gives the same bits wherever it runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+from trainlore.errors import Bad
+from trainlore.races import heat as heats
+
+Done = Callable[[dict[str, Any], dict[str, Any]], None]
+KILLED = "the process of the heat died (killed, or out of memory)"
+
+
+@contextmanager
+def workers(on: str, jobs: int) -> Iterator[Callable[[Iterable[dict[str, Any]], Done], None]]:
+    """A function that runs tasks, `jobs` at a time, and calls `done(task, result)` as each ends."""
+    if on == "ray":
+        with _ray(jobs) as cluster:
+            yield cluster
+        return
+    if on != "local":
+        raise Bad(f"on is local or ray, not {on!r}")
+    # One process a slot, each in a pool of its own: one that dies takes only its own heat with it.
+    slots: dict[int, ProcessPoolExecutor | None] = dict.fromkeys(range(jobs))
+
+    def submit(slot: int, task: dict[str, Any]) -> Future:
+        if (pool := slots[slot]) is None:
+            os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by the libraries when the process starts
+            pool = slots[slot] = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        try:
+            return pool.submit(heats.run, task)
+        except BrokenProcessPool:  # it died between two heats
+            slots[slot] = None
+            return submit(slot, task)
+
+    def run(tasks: Iterable[dict[str, Any]], done: Done) -> None:
+        todo, free = list(tasks), list(slots)
+        running: dict[Future, tuple[int, dict[str, Any]]] = {}
+        while todo or running:
+            while todo and free:
+                slot, task = free.pop(0), todo.pop(0)
+                running[submit(slot, task)] = (slot, task)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                slot, task = running.pop(future)
+                try:
+                    found = future.result()
+                except BrokenProcessPool:
+                    slots[slot], found = None, {"state": heats.FAILED, "error": KILLED}
+                free.append(slot)
+                done(task, found)
+
+    try:
+        yield run
+    finally:
+        for pool in slots.values():
+            if pool is not None:
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()  # after Ctrl-C a heat is resumed from its checkpoint, not waited for
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _ray(jobs: int) -> Iterator[Callable[[Iterable[dict[str, Any]], Done], None]]:
+    try:
+        import ray
+    except ImportError:
+        raise Bad("--on ray needs Ray: pip install 'trainlore[ray]'") from None
+    ours = not ray.is_initialized()
+    if ours:
+        # A cluster named by RAY_ADDRESS, else processes of this machine under Ray.
+        how: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": jobs}
+        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, **how)
+    remote = ray.remote(num_cpus=1, max_retries=0, runtime_env={"env_vars": {"OMP_WAIT_POLICY": "passive"}})(heats.run)
+
+    def run(tasks: Iterable[dict[str, Any]], done: Done) -> None:
+        running = {remote.remote(task): task for task in tasks}
+        while running:
+            (ref, *_), _ = ray.wait(list(running), num_returns=1)
+            task = running.pop(ref)
+            try:
+                found = ray.get(ref)
+            except ray.exceptions.RayError as error:
+                found = {"state": heats.FAILED, "error": f"{KILLED}: {type(error).__name__}"}
+            done(task, found)
+
+    try:
+        yield run
+    finally:
+        if ours:
+            ray.shutdown()

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+from trainlore.nouns import Data, Model
+from trainlore.primitives import gradients
+from trainlore.primitives.gradients import Losses, gradient_sum, row_dots, row_gradients, row_norms
+from trainlore.runs import Run
+from trainlore.worlds import two_domains
+from trainlore.worlds.tiny import llama, world
+
+
+def naive(model, data, layers=""):
+    """A loop over rows: the gradient of each, (N, P)."""
+    found, losses = [], Losses(model).eval()
+    weights = [p for n, p in model.net.named_parameters() if p.requires_grad and layers in n]
+    if model.input == "input_ids" and "input_ids" not in data.columns:
+        data = model.encode(data)
+    for i in range(len(data)):
+        slopes = torch.autograd.grad(losses(data.batch([i], model)).sum(), weights, allow_unused=True)
+        found.append(torch.cat([(torch.zeros_like(w) if g is None else g).flatten() for w, g in zip(weights, slopes)]))
+    return torch.stack(found).detach()
+
+
+def features(n=9, width=6, classes=4, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return Data.of(
+        {
+            "features": torch.randn(n, width, generator=rng).numpy(),
+            "label": torch.randint(classes, (n,), generator=rng).numpy(),
+        }
+    )
+
+
+class Convolved(nn.Module):
+    """Layers with no ghost: a convolution, a norm over groups, weights of its own, ReLU in place, a layer used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(1, 4, 3), nn.GroupNorm(2, 4)
+        self.twice, self.head = nn.Linear(16, 16), nn.Linear(16, 4)
+        self.scale = nn.PReLU(num_parameters=4)
+
+    def forward(self, x):
+        x = nn.functional.relu(self.norm(self.conv(x[:, None])), inplace=True)
+        x = self.scale(x).flatten(1)
+        return self.head(self.twice(self.twice(x).tanh()).relu_())
+
+
+@cache
+def models():
+    torch.manual_seed(0)
+    from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+
+    text, digits = llama(), world("digits")
+    few = text.encode(Data(two_domains.make(7, seed=0)))
+    small = {"vocab_size": 384, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(vocab_size=384, n_embd=16, n_layer=1, n_head=2, n_positions=128, bos_token_id=1, eos_token_id=2)
+    )
+    bert = BertForSequenceClassification(
+        BertConfig(**small, intermediate_size=32, max_position_embeddings=128, num_labels=4, pad_token_id=0)
+    )
+    labelled = few.without("labels").with_(label=[0, 1, 2, 3, 0, 1, 2])
+    return {
+        "mlp": (digits["model"], digits["data"].take(range(9))),
+        "tied llama": (text, few),
+        "gpt2": (Model(gpt2.eval(), "causal", text.tokenizer), few),
+        "bert": (Model(bert.eval(), "classifier", text.tokenizer), labelled),
+        "odd layers": (Model(Convolved()), features()),
+        "bare": (Model(nn.Linear(6, 4)), features()),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_everything_is_what_a_loop_over_rows_gives_on_every_kind_of_network():
+    for name, (model, data) in models().items():
+        true, run = naive(model, data), Run(0)
+        direction = torch.randn(true.shape[1], generator=run.rng("d"))
+        for chunk in (0, 4):
+            assert torch.allclose(row_norms(run, model, data, chunk=chunk), true.norm(dim=1), rtol=2e-4), name
+        got = row_gradients(run, model, data)
+        assert torch.allclose(got, true, rtol=1e-3, atol=1e-6), name
+        along = row_dots(run, model, data, direction)
+        assert torch.allclose(along, true @ direction, rtol=1e-3, atol=1e-4), name
+        weights = torch.arange(len(data)).float()
+        assert torch.allclose(gradient_sum(run, model, data, weights), weights @ true, rtol=1e-3, atol=1e-5), name
+        assert all(p.grad is None for p in model.net.parameters())
+
+
+def test_the_ghost_way_is_taken_and_holds_no_gradient(monkeypatch):
+    def not_here(*_):
+        raise AssertionError("a slower way was taken")
+
+    monkeypatch.setattr(gradients, "_vectorized", not_here)
+    for model, data in models().values():
+        row_norms(Run(0), model, data)
+    monkeypatch.setattr(gradients, "_whole", not_here)
+    row_norms(Run(0), *models()["mlp"])
+
+
+def test_float64_to_rounding_and_frozen_weights_do_not_count():
+    class Exact(Convolved):
+        def forward(self, x):
+            return super().forward(x.double())
+
+    model, data = Model(Exact().double()), features()
+    model.net.twice.requires_grad_(False)
+    true = naive(model, data)
+    assert torch.allclose(row_norms(Run(0), model, data).double(), true.norm(dim=1), rtol=1e-6)
+    assert row_gradients(Run(0), model, data).shape == true.shape
+
+
+class Crossed(nn.Module):
+    """Reads the time axis first: with as many places as rows nothing but the numbers shows it."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.head = nn.Linear(1, 3), nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.head(self.one(x.T[..., None]).tanh().mean(0))
+
+
+def test_a_network_that_mixes_up_the_axes_is_noticed():
+    model, data = Model(Crossed()), features(n=6, width=6)
+    assert torch.allclose(row_norms(Run(0), model, data), naive(model, data).norm(dim=1), rtol=1e-4)
+
+
+class Twice(torch.autograd.Function):
+    """Has a backward and no forward mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 2 * slope
+
+
+class Backward(Convolved):
+    def forward(self, x):
+        return Twice.apply(super().forward(x))
+
+
+def test_products_where_there_is_no_forward_mode():
+    model, data = Model(Backward()), features()
+    direction, true = torch.randn(model.size, generator=Run(0).rng("d")), naive(model, data)
+    assert torch.allclose(row_dots(Run(0), model, data, direction), true @ direction, rtol=1e-3, atol=1e-4)
+
+
+def test_layers_are_chosen_by_name_and_projections_keep_products():
+    model, data = models()["tied llama"]
+    true, run = naive(model, data, "mlp"), Run(0)
+    assert torch.allclose(row_gradients(run, model, data, layers="mlp"), true, rtol=1e-3, atol=1e-6)
+    assert torch.allclose(row_norms(run, model, data, layers="mlp"), true.norm(dim=1), rtol=1e-4)
+    whole = naive(model, data)
+    for how in ("rademacher", "gaussian"):
+        small = row_gradients(run, model, data, project=600, how=how)
+        assert small.shape == (7, 600)
+        again = row_gradients(run, model, data.take([3, 1]), project=600, how=how, chunk=1)
+        assert torch.allclose(small[[3, 1]], again, rtol=1e-3, atol=1e-4)
+        scale = whole.norm(dim=1)[:, None] * whole.norm(dim=1)
+        assert ((small @ small.T - whole @ whole.T) / scale).abs().max() < 0.25
+    with pytest.raises(ValueError, match="layers='nowhere'"):
+        row_norms(run, model, data, layers="nowhere")
+    with pytest.raises(ValueError, match="project=0"):
+        row_gradients(run, model, data, project=0)
+    with pytest.raises(ValueError, match="direction has shape"):
+        row_dots(run, model, data, torch.ones(3))
+    with pytest.raises(ValueError, match="chunk=-1"):
+        row_norms(run, model, data, chunk=-1)
+
+
+def test_every_pass_is_paid_for_and_later_ones_as_usual():
+    model, data = models()["mlp"]
+    plain = Run(0)
+    plain.infer(model, data, lambda b, o: o)
+    price = plain.meter.forward / len(data)
+    row_norms(run := Run(0), model, data)  # the rows and one more, checked by an ordinary backward
+    assert run.meter.forward == (len(data) + 1) * price and run.meter.backward == 2 * run.meter.forward
+    row_dots(run := Run(0), model, data, torch.ones(model.size))
+    assert run.meter.forward == (len(data) + 1) * price and run.meter.backward == 2 * len(data) * price
+    run.infer(model, data, lambda b, o: o)
+    assert run.meter.forward == (2 * len(data) + 1) * price
