@@ -3,8 +3,8 @@
     python benchmarks/row_gradients.py              # llama-3m on texts of 64 tokens, and an MLP on digits
 
 One process, one thread. The loop is an ordinary backward for each row, its gradient read and thrown
-away, or kept where ours gives it. On one thread a row of 64 tokens keeps the processor busy, and the loop is at most a
-third more work than ours: the ratio is what small rows and wide machines make of it. Seconds are
+away, or kept where ours gives it. On one thread a row of 64 tokens keeps the processor busy, and the loop is at most
+half more work than ours: the ratio is what small rows and wide machines make of it. Seconds are
 those of the CPU, so that a busy machine does not matter.
 """
 

@@ -112,7 +112,9 @@ class ClassGenerator(Curate):
         for one in range(which.max() + 1):
             rows = np.flatnonzero(which == one)
             origin, written = self._write(run, texts[rows], one)
-            fresh = [i for i, text in enumerate(written) if text not in seen and not seen.add(text)]  # type: ignore[func-returns-value]
+            _, first = np.unique(np.array(written, dtype=object), return_index=True)
+            fresh = [i for i in np.sort(first).tolist() if written[i] not in seen]
+            seen.update(written)
             kept = self._kept(run, texts[rows].tolist(), [written[i] for i in fresh])
             made += [written[fresh[k]] for k in kept]
             origins.append(rows[origin[[fresh[k] for k in kept]]])

@@ -150,7 +150,7 @@ class LexicalizedPCFG(Curate):
 
     ## Watch out
     Without `parses` each text is read as a chain that branches to the right, and the grammar is then a bigram model of the
-    class smoothed with its single words: plausible from word to word and no further. That is all our claim tries, for we have no
+    class smoothed with its single words: plausible from word to word and no further. Our claim tries only that, for we have no
     parsed rows with classes, and a bag of words was level with and without it (n = 10): not reproduced here.
 
     ## Differs from the paper
