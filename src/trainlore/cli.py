@@ -335,18 +335,19 @@ def ls(
         print(json.dumps(rows, indent=1))
         return
     width = max((len(r["name"]) for r in rows), default=0)
-    before = None
+    before, lines = None, []
     for r in rows:
         if r["family"] != before:
-            say(f"\n[bold]{r['family']}[/bold]")
+            lines.append(f"\n[bold]{r['family']}[/bold]")
             before = r["family"]
         mark = {"reproduced": "[green]+[/green]", "contradicted": "[red]-[/red]", "untried": "[dim]?[/dim]"}.get(
             r["verdict"], "[yellow]~[/yellow]"
         )
-        say(f"  {mark} {r['name']:<{width}}  [dim]{r['kind']:<7}[/dim] {esc(r['summary'])}")
-    say(
+        lines.append(f"  {mark} {r['name']:<{width}}  [dim]{r['kind']:<7}[/dim] {esc(r['summary'])}")
+    lines.append(
         f"\n{len(rows)} methods   [dim]here: [green]+[/green] reproduced  [yellow]~[/yellow] not reproduced  [red]-[/red] contradicted  ? untried[/dim]"
     )
+    say("\n".join(lines))
 
 
 @app.command()

@@ -86,5 +86,6 @@ def search(question: str, top: int = 10) -> list[dict[str, Any]]:
             rare = math.log(1 + (len(documents) - seen[w] + 0.5) / (seen[w] + 0.5))
             score += rare * bag[w] * 2.2 / (bag[w] + 1.2 * (0.25 + 0.75 * size / mean))
         if score:
+            score *= len(asked & bag.keys()) / len(asked)  # all of the words in a text before one word in a title
             found.append({**what, "score": round(score * (1.5 if what["what"] == "method" else 1.0), 3)})
     return sorted(found, key=lambda f: -f["score"])[:top]

@@ -253,7 +253,7 @@ class Data:
         return self.take(np.flatnonzero(keep))
 
     def with_(self, **columns: Any) -> Data:
-        """The same rows with these columns added or replaced; rows out of play get null (whole numbers: any)."""
+        """The same rows with these columns added or replaced; rows out of play keep what they had, or get null."""
         table, memo = self.table, dict(self._memo)
         where = None
         if self.rows is not None:
@@ -269,13 +269,10 @@ class Data:
             array = _column(name, value)
             if len(array) != len(self):
                 raise ValueError(f"column {name!r} has {len(array)} values for {len(self)} rows")
-            if where is not None and len(self):
-                nulls = pa.types.is_floating(array.type) or not _numeric(array.type)  # whole numbers have no NaN
-                if _listed(array.type) and not pa.types.is_fixed_size_list(array.type):
-                    nulls = True
-                array = array.take(pa.array(where, mask=where < 0) if nulls else pa.array(where.clip(min=0)))
-            elif where is not None:
-                array = pa.nulls(self.table.num_rows, array.type)
+            if where is not None:
+                array = array.take(pa.array(where, mask=where < 0)) if len(self) else pa.nulls(len(where), array.type)
+                if name in table.column_names and table[name].type == array.type:  # out of play nothing changes
+                    array = pc.if_else(pa.array(where >= 0), array, table[name])
             at = table.schema.get_field_index(name)
             table = table.append_column(name, array) if at < 0 else table.set_column(at, name, array)
             for key in ("whole", "missing", "ragged", "hash"):

@@ -138,8 +138,9 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """The content hash of weights, their names and the kind."""
+        """The content hash of weights, their names, the kind and the tokenizer."""
         import hashlib
+        import json
 
         digest = hashlib.blake2b(f"{self.kind} {type(self.net).__name__}".encode(), digest_size=16)
         for name, value in self.net.state_dict().items():
@@ -148,7 +149,9 @@ class Model:
         trains = [n for n, p in self.net.named_parameters() if p.requires_grad]
         digest.update(repr(trains).encode())
         if self.tokenizer is not None:
-            digest.update(str(getattr(self.tokenizer, "backend_tokenizer", self.tokenizer).to_str()).encode())
+            table = json.loads(getattr(self.tokenizer, "backend_tokenizer", self.tokenizer).to_str())
+            table.update(padding=None, truncation=None)  # marks that its last use left, no part of what it is
+            digest.update(json.dumps(table, sort_keys=True).encode())
         return digest.hexdigest()
 
     def __repr__(self) -> str:

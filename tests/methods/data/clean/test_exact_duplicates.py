@@ -26,7 +26,7 @@ def test_dropped_rows_name_the_row_that_stays():
     given = Data.of(TEXTS).take([7, 6, 4, 1])
     kept = ExactDuplicates()(given)
     assert kept.ids.tolist() == [7, 6]
-    assert kept.table["copy_of"].to_pylist() == [-1, 7, -1, -1, 7, -1, -1, -1]  # -1 too where it was not asked
+    assert kept.table["copy_of"].to_pylist() == [None, 7, None, None, 7, None, -1, -1]  # nothing where it was not asked
 
 
 def test_it_needs_text():

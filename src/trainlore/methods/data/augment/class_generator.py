@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from copy import deepcopy
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -124,7 +122,6 @@ class ClassGenerator(Curate):
         """What a model of this class writes: the row each text began from (M,), and the texts."""
         how = {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr, "truncate": True}
         writer = run.fit(self.model.copy(), Data.of(texts.tolist()), *self.inner, **how)
-        writer.tokenizer = deepcopy(writer.tokenizer)  # writing leaves marks on it: the padding that batches need
         openings = [" ".join(text.split()[: self.opening]) for text in texts]
         origin = np.repeat([i for i, start in enumerate(openings) if start], self.n).astype(np.int64)
         starts = [openings[i] for i in origin]
