@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
 from trainlore import cards, papers, recipe, registry, sources
+from trainlore.races import published
 
 PAGES = ROOT / "docs" / "methods"
 METHODS = ROOT / "src" / "trainlore" / "methods"
@@ -79,7 +80,7 @@ def outputs() -> dict[Path, str]:
     """The text of every generated file as the method files and the results say it now."""
     text = registry.generate()
     index: dict[str, Any] = json.loads(text)
-    found = newest((ROOT / "results").glob("*/*.jsonl"), index)
+    found = newest((p for p in (ROOT / "results").glob("*/*.jsonl") if p.parent.name != "races"), index)
     here = lambda: index  # the pages speak of our own methods as they are now: no plugin, no older index
     with (
         patch.object(registry, "index", here),
@@ -90,6 +91,7 @@ def outputs() -> dict[Path, str]:
         pages[PAGES / "index.md"] = cards.overview()
         pages[ROOT / "docs" / "papers.md"] = literature(index)
         pages[ROOT / "docs" / "laws.md"] = contract(index)
+    pages[ROOT / "docs" / "measured.md"] = published.page(ROOT / "results" / "races")
     return {
         registry.INDEX: text,
         cards.RESULTS: json.dumps(found, indent=1, sort_keys=True) + "\n",

@@ -160,6 +160,16 @@ def is_tried(name: str) -> None:
     _must(isinstance(load(name).tiny, dict) and load(name).tiny.get("world") in tiny.NAMES, f"{name} has no tiny world")  # type: ignore[attr-defined]
 
 
+def ranges_hold_the_defaults(name: str) -> None:
+    """What tuning may try are values of its fields, and the default is among them."""
+    fields, ranges = entry(name)["fields"], getattr(load(name), "ranges", {})
+    for field, said in ranges.items():
+        _must(field in fields, f"{name} has no field {field!r} to tune")
+        default = getattr(load(name), field)
+        between = isinstance(said[0], int | float) and len(said) == 2 + (said[-1] == "log")
+        _must(said[0] <= default <= said[1] if between else default in said, f"{name}: {field}={default} is not in {said}")
+
+
 def is_deterministic(name: str) -> None:
     """Twice the same seed, twice the same bits; the global random streams are left as they were; nothing given is changed."""
     found = []
@@ -325,6 +335,7 @@ EVERY: list[Callable[[str], None]] = [
     defaults_are_plain,
     imports_only_what_it_may,
     is_tried,
+    ranges_hold_the_defaults,
     is_deterministic,
 ]
 PARTS: list[Callable[[str], None]] = [

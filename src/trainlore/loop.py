@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Loop:
         self.t = 0
         self.spent = 0.0  # share of the budget, where it is not counted in steps
         self.batch: Batch = {}
+        self.readout: Callable[[], dict[str, Tensor]] | None = None  # the weights to judge, where not those in training
 
     @property
     def done(self) -> float:
@@ -155,6 +157,7 @@ def fit(
     stop = fold("stop", bound, loop, lambda: False, effects)
     watch = fold("watch", bound, loop, lambda record: None, effects)
     readout = fold("readout", bound, loop, net.state_dict, effects)
+    loop.readout = readout if any(fills(p, "readout") for p in parts) else None
     base_lr = [g["lr"] for g in optimizer.param_groups]
     curve: dict[str, list[float]] = {"t": [], "loss": [], "rate": []}
 
@@ -237,7 +240,7 @@ def fit(
         if loop.t == until:
             saver.save(state)
     effects.on = False
-    if any(fills(p, "readout") for p in parts) and (final := readout()) is not None:
+    if loop.readout is not None and (final := readout()) is not None:
         net.load_state_dict(final)
     for part in reversed(parts):
         if fills(part, "detach"):

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trainlore import store, trail
+from trainlore import cluster, store, trail
 from trainlore.cli import esc, say
 from trainlore.errors import Bad
 from trainlore.execute import build, describe
@@ -17,16 +17,18 @@ from trainlore.nouns import Data, Model, Report
 from trainlore.recipe import TAKES, _fields
 from trainlore.registry import entry, near
 from trainlore.runs import Run
+from trainlore.sources import noun_of
 
 TABLES = (".jsonl", ".csv", ".parquet")
 
 
 def do(
-    method: str, data: str | None, model: str | None, out: Path | None, sets: list[str], seed: int, force: bool
+    method: str, data: str | None, model: str | None, out: Path | None, sets: list[str], seed: int, force: bool, on: str = "local"
 ) -> Any:
     """Run one step; write its result to `out` and the rows it dropped beside it. Gives the result."""
     import yaml
 
+    cluster.check(on)
     e = entry(method)
     if e["kind"] == "Part":
         raise Bad(f"{method} is a part of a training loop: use it in a recipe, under `with` of a train step")
@@ -50,7 +52,8 @@ def do(
             read = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise Bad(f"--set {item}: not YAML: {' '.join(str(error).split())}") from None
-        if re.search(r"\b(Data|Model)\b", type_) and read is not None:
+        plain = re.search(r"\bstr\b", type_) and not _is_source(read)  # a field that takes a word or a noun
+        if re.search(r"\b(Data|Model)\b", type_) and read is not None and not plain:
             many = read if isinstance(read, list) else [value]
             names: list[str] = []
             for one in many:
@@ -66,11 +69,18 @@ def do(
         raise Bad(f"{method}: " + "; ".join(wrong))
     given = {"data": lambda: Data.of(data), "model": lambda: Model.of(model)}
     main = [given[wire]() for wire in TAKES[e["kind"]]]
-    result = Run(seed).step(build(method, fields, nouns), *main)
+    result = Run(seed, on=on).step(build(method, fields, nouns), *main)
     if out is not None:
         _write(result, main[0], out)
     say(_told(result, main[0], out))
     return result
+
+
+def _is_source(value: Any) -> bool:
+    try:
+        return str(value).startswith("hub:") or bool(noun_of(value))
+    except Bad:
+        return False
 
 
 def _writable(out: Path | None, kind: str, force: bool) -> None:

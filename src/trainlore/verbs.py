@@ -23,6 +23,7 @@ class Step:
     card: ClassVar[dict[str, Any]]
     tiny: ClassVar[dict[str, Any] | None] = None  # how the contract tries it: a world's name, then fields
     null: ClassVar[dict[str, Any] | None] = None  # the fields that make it do exactly nothing
+    ranges: ClassVar[Mapping[str, list[Any]]] = {}  # where tuning looks, by field: [low, high], with "log", or choices
 
     if TYPE_CHECKING:  # the engine's form has a run in front; a person leaves it out
 
@@ -88,6 +89,7 @@ class Part:
     card: ClassVar[dict[str, Any]]
     tiny: ClassVar[dict[str, Any] | None] = None
     null: ClassVar[dict[str, Any] | None] = None
+    ranges: ClassVar[Mapping[str, list[Any]]] = {}
     needs: ClassVar[Mapping[str, str]] = {}  # the batch columns it reads, and what each must hold
     gives: ClassVar[Mapping[str, str]] = {}  # the batch columns it adds or turns into something else
     rowwise: ClassVar[bool] = True  # its loss is one value a row or token

@@ -263,6 +263,13 @@ def test_do_writes_what_it_kept_and_what_it_dropped(tl, home, tables, form):
     assert not (home / "new" / f"kept.dropped.{form}").exists()  # nothing was dropped this time
 
 
+def test_do_leaves_a_word_a_word_where_a_field_takes_either(tl, home):
+    fields = ("pool=world:digits/spare", "oracle=truth", "acquire=uncertainty", "count=3", "rounds=1", "steps=2")
+    sets = [part for f in fields for part in ("--set", f)]
+    code, out, err = tl("do", "active_learning", "--model", "mlp", "--data", "world:digits/train", *sets)
+    assert code == 0 and "weights" in out, err
+
+
 def test_do_measures_and_shapes(tl, home):
     code, out, _ = tl("do", "accuracy", "--data", "world:digits/test", "--model", "mlp", "--out", "acc.json")
     (metric,) = json.loads((home / "acc.json").read_text())

@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -74,6 +73,14 @@ def test_arms_see_the_same_rows_and_a_twin_is_its_twin(tmp_path):
     assert "does nothing here" in (tmp_path / "r" / "report.html").read_text()
 
 
+def test_curves_show_the_weights_that_an_arm_would_hand_on(tmp_path):
+    exam = {"accuracy": {"model": "$trained", "data": "$valid"}}
+    record = raced(tmp_path / "r", {"valid": exam, "test": exam, "seeds": 2})
+    for arm in record["arms"].values():  # of `ema` the mean, which is not what is being trained
+        for seed, score in arm["scores"].items():
+            assert arm["tracks"][seed][-1]["score"] == pytest.approx(score)
+
+
 def test_one_process_at_a_time_gives_the_same_bits(done, tmp_path):
     raced(tmp_path / "r", how=How(jobs=1))
     assert bits(tmp_path / "r") == bits(done[0])
@@ -106,8 +113,13 @@ def test_after_kill_9_a_race_goes_on_with_the_same_numbers(done, tmp_path):
     while going.poll() is None and len(list(folder.glob("heats/*/*/heat.json"))) < 2 and time.monotonic() < end:
         time.sleep(0.02)
     assert going.poll() is None, "the race ended before it could be killed"
-    os.killpg(going.pid, signal.SIGKILL)
+    going.kill()
     going.wait()
+    end = time.monotonic() + 20
+    with pytest.raises(ProcessLookupError):  # its workers leave too, and write no more
+        while time.monotonic() < end:
+            os.killpg(going.pid, 0)
+            time.sleep(0.05)
     record = conduct.resume(folder)
     assert record["state"] == "finished" and bits(folder) == bits(done[0])
 
@@ -181,6 +193,17 @@ def test_work_as_budget_counts_what_was_spent_before(tmp_path):
 def test_races_that_would_not_be_honest_are_refused(tmp_path, change, how, says):
     with pytest.raises(Bad, match=says):
         raced(tmp_path / "r", change, how)
+
+
+def test_rows_that_are_only_thinned_out_into_the_test_are_no_overlap(tmp_path):
+    given = {**copy.deepcopy(RACE["given"]), "exam": {"data": "world:digits/test", "skip": 200}}
+    given.pop("test")
+    thinned = {"random_rows": {"data": "$exam", "keep": 0.5, "as": "test"}}
+    assert raced(tmp_path / "a", {"given": given, "prepare": [thinned], "seeds": 2})["verdict"]
+    learned = [thinned, {"train": {"model": "$net", "data": "$exam", "steps": 1, "precision": "fp32", "as": "start"}}]
+    then = [{"train": {**RACE["then"][0]["train"], "model": "$start"}}]
+    with pytest.raises(Bad, match=r"stand in \$exam too"):
+        raced(tmp_path / "b", {"given": given, "prepare": learned, "then": then, "seeds": 2})
 
 
 def test_overlap_can_be_allowed_and_one_seed_gets_no_verdict(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -65,7 +64,7 @@ def race(
     trainlore race --arms dsir,kmeans_quality --data pool.jsonl --target dev.jsonl --budget 200k-tokens
     """
     from trainlore.cli import _slug, say
-    from trainlore.races import entry, spec
+    from trainlore.races import entry, published, spec
 
     file = race_file or races
     if file is not None:
@@ -96,7 +95,7 @@ def race(
     options = How(jobs, on, tune, halving, exploratory, allow_overlap)
     record = run(folder, made, options, yes, quiet, force=force)
     if publish:
-        say(f"appended to {publish_to(record, folder)}")
+        say(f"appended to {published.append(record, folder)}")
 
 
 def run(folder: Path, made: Any, options: Any, yes: bool, quiet: bool, **how: Any) -> dict[str, Any]:
@@ -196,24 +195,3 @@ def standing(name: str) -> Path:
 
         raise Bad(f"no race {name!r}" + (near(path.stem, known) or f"; standing races are {', '.join(known)}"))
     return known[path.stem]
-
-
-def publish_to(record: dict[str, Any], folder: Path, root: Path = Path("results/races")) -> Path:
-    """Append the result as a line to results/races/NAME.jsonl: what is needed to read the numbers later."""
-    from trainlore.cli import _slug
-
-    keep = ("name", "question", "verdict", "metric", "better", "budget", "seeds", "baseline", "effects", "orders", "seconds", "started", "settings")  # fmt: skip
-    line = {k: record[k] for k in keep if k in record}
-    env = record["environment"]
-    line["environment"] = {
-        k: env.get(k) for k in ("trainlore", "commit", "torch", "transformers", "device", "cpu", "cores")
-    }
-    line["arms"] = {
-        n: {k: a[k] for k in ("scores", "bill", "lost", "search", "dropped")} for n, a in record["arms"].items()
-    }
-    line["race"] = (folder / "race.yaml").read_text()
-    path = root / f"{_slug(record['name'])}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    return path

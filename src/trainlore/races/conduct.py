@@ -21,6 +21,7 @@ from trainlore.races import heat as heats
 from trainlore.races import page, preflight, profiles, rungs, tuning, verdict
 from trainlore.races.spec import Arm, Race, _kind, prepared, read, recipe_of
 from trainlore.races.workers import workers
+from trainlore.registry import index
 
 Tell = Callable[[str], None]
 
@@ -288,7 +289,9 @@ def _look_at_rows(made: Conductor) -> None:
             f"the test set ${name} has {len(test)} rows: even if all of them spoke for one arm nothing could be separated; "
             f"it takes at least {least}, and some hundreds for differences of a few per cent"
         )
-    used = recipes.refs([*made.race.spec.prepare, *made.race.spec.then, *(a.steps for a in made.race.arms.values())])
+    used = recipes.refs(
+        [*_learned(made.race.spec.prepare), *made.race.spec.then, *(a.steps for a in made.race.arms.values())]
+    )
     used |= {n for a in made.race.arms.values() for n in a.use.values()}
     used |= {body["data"].removeprefix("$") for body in made.race.spec.valid.values()}
     found: dict[str, list[int]] = {}
@@ -309,6 +312,16 @@ def _look_at_rows(made: Conductor) -> None:
             f"{', ...' if len(rows) > 8 else ''}): take them out, or say --allow-overlap"
         )
     made.write(overlap={k: len(v) for k, v in found.items()}, test_rows=len(test))
+
+
+def _learned(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps without the rows that are only cut or thinned out: what comes of those is looked at where it is used."""
+    kind = lambda name: index()[name]["kind"] if name in index() else "train"
+    return [
+        {name: {k: v for k, v in (body or {}).items() if k != "data" or kind(name) != "Curate"}}
+        for step in steps
+        for name, body in step.items()
+    ]
 
 
 READ = (

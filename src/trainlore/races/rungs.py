@@ -29,27 +29,32 @@ def halve(made: Conductor, run: Any, arms: list[Arm]) -> list[Arm]:
         if len(challengers) < 2:
             break
         made.heats(run, arms, race.seeds, rung, f"to {rung:.0%}")
-        curves = {a.name: curves_of(made, a.name, rung) for a in arms}
-        alive = [a for a in challengers if curves[a.name]]
+        curves = {a.name: curves_of(made, a.name, rung) for a in challengers}
         better = heats.ended(made.place(race.baseline, race.seeds[0])) or {}
         sign = 1.0 if direction(made, better) == "higher" else -1.0
-        order = sorted(alive, key=lambda a: -sign * last(curves[a.name]))
-        stay = {a.name for a in order[: math.ceil(len(alive) / 2)]}
-        leader = order[0].name if order else race.baseline
-        for arm in alive:
-            if arm.name not in stay:
-                risk = chance(curves[arm.name], curves[leader], sign)
-                made.dropped[arm.name] = {
-                    "rung": rung,
-                    "leader": leader,
-                    "chance": risk,
-                    "score": last(curves[arm.name]),
-                }
-                made.tell(
-                    f"{arm.name} is dropped at {rung:.0%}: it would have beaten {leader} with a chance of {risk:.0%}"
-                )
+        stay, dropped = judged(curves, sign)
+        for name, said in dropped.items():
+            made.dropped[name] = {"rung": rung, **said}
+            made.tell(
+                f"{name} is dropped at {rung:.0%}: it would have beaten {said['leader']} with a chance of {said['chance']:.0%}"
+            )
         arms = [a for a in arms if a.name == race.baseline or a.name in stay]
     return arms
+
+
+def judged(curves: dict[str, list], sign: float) -> tuple[set[str], dict[str, dict[str, Any]]]:
+    """The better half of the arms with curves at a rung, and of each other its score, the leader and the chance to win.
+
+    curves: by arm, of every seed [(share done, score), ...]; sign: 1 where higher scores are better, else -1."""
+    alive = {name: c for name, c in curves.items() if c}
+    order = sorted(alive, key=lambda name: -sign * last(alive[name]))
+    stay = set(order[: math.ceil(len(order) / 2)])
+    told = lambda name: {
+        "leader": order[0],
+        "chance": chance(alive[name], alive[order[0]], sign),
+        "score": last(alive[name]),
+    }
+    return stay, {name: told(name) for name in alive if name not in stay}
 
 
 def direction(made: Conductor, ended: dict[str, Any]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ class Track(Part):
         was = loop.model.net.training
         report = None
         if self.judge is not None:
-            with meter.unpaid():
+            with meter.unpaid(), _judged(loop):
                 report = self.judge(Run(loop.run.seed), loop.model, self.rows)
             loop.model.net.train(was)
         now = time.perf_counter()
@@ -66,3 +68,19 @@ class Track(Part):
         if pausing and report is not None:
             told["values"] = report.measured[0].values.tolist()
         store.write(self.to, json.dumps(told))
+
+
+@contextmanager
+def _judged(loop: Any) -> Iterator[None]:
+    """The model with the weights that would be handed on now; afterwards with those in training again."""
+    final = loop.readout() if loop.readout is not None else None
+    if final is None:
+        yield
+        return
+    net = loop.model.net
+    trained = {k: v.detach().clone() for k, v in net.state_dict().items()}
+    net.load_state_dict(final)
+    try:
+        yield
+    finally:
+        net.load_state_dict(trained)

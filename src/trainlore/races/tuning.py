@@ -25,7 +25,7 @@ def space(race: Race, arm: Arm) -> dict[str, tuple[Any, ...]]:
     """
     found: dict[str, tuple[Any, ...]] = {}
     for method in arm.methods:
-        for field, range_ in (entry(method).get("tune") or {}).items():
+        for field, range_ in (entry(method).get("ranges") or {}).items():
             found[f"{method}.{field}"] = tuple(range_)
     trains = any("train" in s for s in [*arm.steps, *race.spec.then])
     for said in (race.spec.tune, arm.tune):

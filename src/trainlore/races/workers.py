@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
 from trainlore.errors import Bad
@@ -15,6 +16,17 @@ from trainlore.races import heat as heats
 
 Done = Callable[[dict[str, Any], dict[str, Any]], None]
 KILLED = "the process of the heat died (killed, or out of memory)"
+
+
+def _end_with_parent() -> None:
+    """Leave when the race is killed: a heat that went on alone would write beside the one that a resumed race starts."""
+    parent = parent_process()
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
@@ -32,7 +44,7 @@ def workers(on: str, jobs: int) -> Iterator[Callable[[Iterable[dict[str, Any]], 
     def submit(slot: int, task: dict[str, Any]) -> Future:
         if (pool := slots[slot]) is None:
             os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by the libraries when the process starts
-            pool = slots[slot] = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            pool = slots[slot] = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent)
         try:
             return pool.submit(heats.run, task)
         except BrokenProcessPool:  # it died between two heats

@@ -65,6 +65,7 @@ class Bone(Shape):
     """Words in the names of weights that stay trained whole, such as a new head's."""
 
     keeps = True
+    ranges = {"rank": [8, 128, "log"]}
     tiny = {"world": "text", "rank": 8}
 
     def __call__(self, run: Run, model: Model) -> Model:

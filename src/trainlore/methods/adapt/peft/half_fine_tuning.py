@@ -62,6 +62,7 @@ class HalfFineTuning(Part):
     round: int = 0
     """Which round of a sequence this is: another half is drawn for each."""
 
+    ranges = {"share": [0.2, 0.8]}
     null = {"share": 1.0}
     tiny = {"world": "text", "share": 0.5}
 

@@ -67,6 +67,7 @@ class LoRA(Shape):
     """Words in the names of weights that stay trained whole, such as a new head's."""
 
     keeps = True
+    ranges = {"rank": [2, 64, "log"], "alpha": [4.0, 64.0, "log"]}
     tiny = {"world": "text", "rank": 4}
 
     def __call__(self, run: Run, model: Model) -> Model:

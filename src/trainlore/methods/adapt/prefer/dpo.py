@@ -89,6 +89,7 @@ class DPO(Part):
         "rejected_input_ids": "tokens",
         "rejected_labels": "tokens",
     }
+    ranges = {"beta": [0.02, 0.5, "log"]}
     null = None  # it owns the loss
     tiny = {"world": "pairs", "reference": "$reference"}
 

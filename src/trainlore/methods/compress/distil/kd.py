@@ -60,6 +60,7 @@ class KD(Part):
     temperature: float = 4.0
     """Divides both networks' logits."""
 
+    ranges = {"alpha": [0.2, 1.0], "temperature": [1.0, 8.0, "log"]}
     null = {"alpha": 0.0}
     tiny = {"world": "digits", "teacher": "$teacher"}
 

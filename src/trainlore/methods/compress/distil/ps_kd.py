@@ -67,6 +67,7 @@ class PSKD(Part):
     memory: str = "auto"
     """rows: keep each row's last answer; weights: keep last epoch's model; auto: rows of classifiers, else weights."""
 
+    ranges = {"alpha": [0.2, 0.95]}
     null = {"alpha": 0.0}
     tiny = {"world": "digits"}
     known = {"acts": "it softens nothing in the first epoch, and the law's 12 steps are less than one"}

@@ -65,6 +65,7 @@ class SparseLogits(Part):
     store: bool = True
     """Keep the draws of a row for its next visit; off, and for seq2seq models: ask and draw anew each time."""
 
+    ranges = {"alpha": [0.2, 1.0]}
     null = {"alpha": 0.0}
     tiny = {"world": "text", "teacher": "$teacher", "samples": 8}
 

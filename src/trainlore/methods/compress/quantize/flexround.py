@@ -127,6 +127,7 @@ class FlexRound(Fit):
     tolerance: float = 0.35
     """Relative distance of the logits beyond which the step fails."""
 
+    ranges = {"lr": [0.0005, 0.01, "log"]}
     tiny = {"world": "text", "bits": 4, "steps": 10, "rows": 16}
 
     def __call__(self, run: Run, model: Model, data: Data) -> Model:

@@ -59,6 +59,7 @@ class EWC(Part):
     rows: int = 200
     """Rows of `old` to estimate importance from."""
 
+    ranges = {"strength": [10.0, 100000.0, "log"]}
     null = {"strength": 0.0}
     tiny = {"world": "digits", "old": "$test", "strength": 100.0, "rows": 16}
 

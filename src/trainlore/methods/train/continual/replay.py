@@ -57,6 +57,7 @@ class Replay(Part):
     share: float = 0.5
     """Share of the batch that comes from the memory."""
 
+    ranges = {"share": [0.1, 0.7]}
     null = {"share": 0.0}
     tiny = {"world": "digits", "memory": "$test", "share": 0.5}
 

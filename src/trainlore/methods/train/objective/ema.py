@@ -71,6 +71,7 @@ class EMA(Part):
     debias: bool = True
     """Weigh the steps so that they add up to 1, and the weights before training count for nothing."""
 
+    ranges = {"decay": [0.9, 0.999]}
     null = {"decay": 0.0}
     tiny = {"world": "digits", "decay": 0.9}
 

@@ -78,6 +78,7 @@ class FeasibleLearning(Part):
     initial: float = 0.0
     """Where the dual variables start."""
 
+    ranges = {"bound": [0.1, 2.0, "log"], "dual_lr": [0.001, 0.1, "log"]}
     null = {"dual_lr": 0.0, "initial": 1.0}
     tiny = {"world": "digits", "dual_lr": 0.1}
 

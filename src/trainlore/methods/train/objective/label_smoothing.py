@@ -60,6 +60,7 @@ class LabelSmoothing(Part):
     """Share of the target that is spread evenly."""
 
     needs = {"labels": "any"}
+    ranges = {"amount": [0.02, 0.4, "log"]}
     null = {"amount": 0.0}
     tiny = {"world": "digits", "amount": 0.1}
 

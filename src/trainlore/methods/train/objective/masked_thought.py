@@ -67,6 +67,7 @@ class MaskedThought(Part):
     """What covers: mask (the tokenizer's mask token, or failing that its padding token) or random (any token)."""
 
     needs = {"input_ids": "tokens", "labels": "tokens"}
+    ranges = {"share": [0.1, 0.6]}
     null = {"share": 0.0}
     tiny = {"world": "sums", "warmup": 0.0}
 

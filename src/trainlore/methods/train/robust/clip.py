@@ -57,6 +57,7 @@ class Clip(Part):
     norm: float = 1.0
     """Greatest length of the gradient over all weights."""
 
+    ranges = {"norm": [0.1, 5.0, "log"]}
     null = {"norm": float("inf")}
     tiny = {"world": "digits", "norm": 0.1}
 

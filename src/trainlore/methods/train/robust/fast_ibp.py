@@ -240,6 +240,7 @@ class FastIBP(Part):
 
     needs = {"features": "numbers", "labels": "labels"}
     known = {"micro_batches_agree": "the two regularizers are ratios of means over the piece they are given"}
+    ranges = {"natural": [0.0, 0.5]}
     null = {"eps": 0.0, "regularize": 0.0, "init": False}
     tiny = {"world": "digits", "eps": 0.05, "ramp": 0.5, "low": 0.0, "high": 1.0}
 

@@ -63,6 +63,7 @@ class SAM(Part):
     rho: float = 0.05
     """Length of the step to the worst point, over all weights together."""
 
+    ranges = {"rho": [0.01, 0.5, "log"]}
     null = {"rho": 0.0}
     tiny = {"world": "digits", "rho": 0.1}
 

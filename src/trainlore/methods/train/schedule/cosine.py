@@ -57,6 +57,7 @@ class Cosine(Part):
     floor: float = 0.0
     """What the rate falls to, as a share of its peak."""
 
+    ranges = {"warmup": [0.0, 0.2], "floor": [0.0, 0.3]}
     null = {"warmup": 0.0, "floor": 1.0}
     tiny = {"world": "digits", "warmup": 0.05}
 

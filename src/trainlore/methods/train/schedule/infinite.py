@@ -88,6 +88,7 @@ class Infinite(Part):
     since: int = 0
     """Steps trained before this run, on earlier data sets."""
 
+    ranges = {"constant": [0.2, 0.8]}
     null = {"warmup": 0, "cool": 0, "constant": 1.0, "anneal": 0}
     tiny = {"world": "digits", "warmup": 5, "cool": 20, "anneal": 10}
 

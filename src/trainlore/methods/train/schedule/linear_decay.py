@@ -115,6 +115,7 @@ class LinearDecay(Part):
     window: float = 0.1
     """Width of the median filter, as a share of the run."""
 
+    ranges = {"warmup": [0.0, 0.2], "floor": [0.0, 0.3]}
     null = {"warmup": 0.0, "floor": 1.0}
     tiny = {"world": "digits", "warmup": 0.05}
 

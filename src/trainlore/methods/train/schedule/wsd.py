@@ -73,6 +73,7 @@ class WSD(Part):
     shape: str = "linear"
     """How it falls: linear, sqrt, cosine or exponential (which needs a floor)."""
 
+    ranges = {"warmup": [0.0, 0.2], "decay": [0.1, 0.5]}
     null = {"warmup": 0.0, "decay": 0.0}
     tiny = {"world": "digits", "warmup": 0.05, "decay": 0.3}
 

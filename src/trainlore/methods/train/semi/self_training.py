@@ -87,6 +87,7 @@ class SelfTraining(Fit):
     lr: float = 1e-3
     """Learning rate of each training."""
 
+    ranges = {"sure": [0.5, 0.99]}
     tiny = {"world": "digits", "unlabelled": "$spare", "sure": 0.5, "rounds": 1, "steps": 20, "lr": 1e-2}
 
     def __call__(self, run: Run, model: Model, data: Data) -> Model:

@@ -98,6 +98,7 @@ class UDA(Part):
     """Schedule by which labelled rows are released: none, linear, log or exp."""
 
     needs = {"labels": "labels"}
+    ranges = {"weight": [0.3, 3.0, "log"], "sure": [0.5, 0.95]}
     null = {"weight": 0.0, "annealing": "none"}
     tiny = {"world": "digits", "unlabelled": "$spare", "sure": 0.2}
 

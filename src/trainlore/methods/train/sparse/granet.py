@@ -99,6 +99,7 @@ class GraNet(Part):
     targets: tuple[str, ...] = ()
     """Ends of the paths of the layers to prune; all but the output head when empty."""
 
+    ranges = {"drop": [0.2, 0.8]}
     null = {"keep": 1.0, "keep_first": 1.0, "drop": 0.0}
     tiny = {"world": "digits", "keep": 0.2, "every": 5}
 
