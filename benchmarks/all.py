@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-RUNS = [["loop.py"], ["loop.py", "--precision", "bf16"], ["startup.py"], ["worlds.py"], ["dsir.py"]]
+RUNS = [
+    ["loop.py"], ["loop.py", "--precision", "bf16"], ["startup.py"], ["worlds.py"], ["dsir.py"], ["near_duplicates.py"],
+    ["facility_location.py"], ["kmeans.py"], ["row_gradients.py"], ["scoring.py"], ["memory.py"],
+]  # fmt: skip
 
 
 def processor() -> str:

@@ -1,6 +1,6 @@
 """Gradients of single rows against a loop over rows: lengths, whole gradients and products with a direction, at batch 64.
 
-    python benchmarks/row_gradients.py              # llama-3m on texts of 64 tokens, and an MLP on digits
+    python benchmarks/row_gradients.py              # llama-1m and llama-3m on texts of 64 and 16 tokens, an MLP on digits
 
 One process, one thread. The loop is an ordinary backward for each row, its gradient read and thrown
 away, or kept where ours gives it. On one thread a row of 64 tokens keeps the processor busy, and the loop is at most
@@ -50,14 +50,17 @@ def loop(model: Model, data: Data, keep: bool = False) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=256, help="in batches of 64")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of a text")
+    parser.add_argument("--tokens", type=int, nargs="*", default=[64, 16], help="tokens of a text")
     parser.add_argument("--times", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    llama = preset("llama-3m", seed=0)
-    ids = torch.randint(3, llama.net.config.vocab_size, (args.rows, args.tokens), generator=Run(0).rng("text"))
-    texts = Data.of({"input_ids": ids.tolist(), "labels": ids.tolist()})
-    compare("llama-3m", llama, texts, args.times)
+    for name in ("llama-1m", "llama-3m"):
+        llama = preset(name, seed=0)
+        for tokens in args.tokens:
+            rng = Run(0).rng("text")
+            ids = torch.randint(3, llama.net.config.vocab_size, (args.rows, tokens), generator=rng)
+            texts = Data.of({"input_ids": ids.tolist(), "labels": ids.tolist()})
+            compare(f"{name}, {tokens} tokens", llama, texts, args.times)
     compare("mlp", preset("mlp", seed=0), rows_of("digits/train").take(range(args.rows)), args.times)
 
 
@@ -69,8 +72,8 @@ def compare(name: str, model: Model, data: Data, times: int) -> None:
     slow, kept = seconds(lambda: loop(model, data), 1), seconds(lambda: loop(model, few, keep=True), 1)
     print(f"{name}: {model.size:,} weights; a loop over {len(data)} rows {slow * 1e3:,.0f} ms")
     for what, against, ours in (
-        ("row_norms", slow, lambda: row_norms(Run(0), model, data)),
-        ("row_dots", slow, lambda: row_dots(Run(0), model, data, direction)),
+        ("GraNd (row_norms)", slow, lambda: row_norms(Run(0), model, data)),
+        ("influence (row_dots)", slow, lambda: row_dots(Run(0), model, data, direction)),
         ("row_gradients of 64 rows", kept, lambda: row_gradients(Run(0), model, few)),
     ):
         fast = seconds(ours, times)

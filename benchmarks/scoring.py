@@ -46,7 +46,9 @@ def bare(models: list[Model], made: list[dict[str, torch.Tensor]], loss: bool) -
     said = []
     for model in models:
         for batch in made:
-            out = model.net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+            out = model.net(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+            ).logits
             if loss:
                 said.append(per_row(rowwise("causal", batch, out), batch, "causal"))
     return torch.cat(said).numpy() if loss else np.zeros(0)
@@ -55,7 +57,7 @@ def bare(models: list[Model], made: list[dict[str, torch.Tensor]], loss: bool) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="llama-3m")
-    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -93,7 +95,9 @@ def main() -> None:
         ("color_filter", "the two and their losses"),
     ):  # fmt: skip
         share = statistics.median(b / a for a, b in zip(times[name], times[against], strict=True))
-        print(f"  {name:<25} {statistics.median(times[name]) * 1e3:8.0f} ms   {share:6.1%} of the throughput of: {against}")
+        print(
+            f"  {name:<25} {statistics.median(times[name]) * 1e3:8.0f} ms   {share:6.1%} of the throughput of: {against}"
+        )
 
 
 if __name__ == "__main__":

@@ -167,7 +167,9 @@ def ranges_hold_the_defaults(name: str) -> None:
         _must(field in fields, f"{name} has no field {field!r} to tune")
         default = getattr(load(name), field)
         between = isinstance(said[0], int | float) and len(said) == 2 + (said[-1] == "log")
-        _must(said[0] <= default <= said[1] if between else default in said, f"{name}: {field}={default} is not in {said}")
+        _must(
+            said[0] <= default <= said[1] if between else default in said, f"{name}: {field}={default} is not in {said}"
+        )
 
 
 def is_deterministic(name: str) -> None:

@@ -28,6 +28,7 @@ Sets = Annotated[
     typer.Option("--set", help="Override a value: seed=1, steps.3.keep=0.2 (a step's number or name)."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+On = Annotated[str, typer.Option("--on", help="Where passes over more than 16,384 rows run: local or ray.")]
 
 
 def say(text: Any = "") -> None:
@@ -95,6 +96,7 @@ def run(
     sets: Sets = None,
     force: Annotated[bool, typer.Option(help="Replace the run folder if it exists.")] = False,
     strict: Annotated[bool, typer.Option(help="Fail when a part of a training did nothing.")] = False,
+    on: On = "local",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
     """Run a recipe: a model's whole life, step by step, with a report at the end.
@@ -107,13 +109,14 @@ def run(
 
     made = recipes.read(recipe_path(recipe), sets)
     folder = out or Path("runs") / f"{_slug(made.spec.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    _run(made, folder, quiet, force=force, strict=strict)
+    _run(made, folder, quiet, force=force, strict=strict, on=on)
 
 
 @app.command()
 def resume(
     folder: Annotated[Path, typer.Argument(help="The folder of an interrupted run.")],
     strict: Annotated[bool, typer.Option(help="Fail when a part of a training did nothing.")] = False,
+    on: On = "local",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
     """Go on with an interrupted run: finished steps are kept, a training goes on from its last checkpoint."""
@@ -124,7 +127,7 @@ def resume(
         return
     if not (folder / "run.json").exists():
         raise Bad(f"{folder} is not a run: it has no run.json")
-    _run(recipes.read(folder / "recipe.yaml"), folder, quiet, resume=True, strict=strict)
+    _run(recipes.read(folder / "recipe.yaml"), folder, quiet, resume=True, strict=strict, on=on)
 
 
 app.command()(command.race)
@@ -256,11 +259,12 @@ def do(
     ] = None,
     seed: Annotated[int, typer.Option(help="What every random number of the step is drawn by.")] = 0,
     force: Annotated[bool, typer.Option(help="Replace OUT if it exists.")] = False,
+    on: On = "local",
 ) -> None:
     """Run one step on files: trainlore do dsir --data pool.jsonl --set target=dev.jsonl --set keep=0.1 --out kept.jsonl"""
     from trainlore import single
 
-    single.do(method, data, model, out, sets or [], seed, force)
+    single.do(method, data, model, out, sets or [], seed, force, on)
 
 
 @app.command()

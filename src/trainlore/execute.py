@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from trainlore import cluster, looking
 from trainlore import store as stores
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model, Report
@@ -48,11 +49,14 @@ def execute(
     resume: bool = False,
     tell: Callable[[str], None] = lambda text: None,
     heat: Heat | None = None,
+    on: str = "local",
 ) -> dict[str, Any]:
     """Run every step; give the nouns by name. With `out`, keep everything in that folder and reuse finished steps.
 
     `heat`: what a race adds to a run that is one of many.
+    `on`: where passes over very many rows run, "local" or "ray".
     """
+    cluster.check(on)
     folder = _allowed(recipe, Path(out), force, resume) if out is not None else None
     heat = heat or Heat()
     nouns: dict[str, Noun] = {
@@ -61,15 +65,21 @@ def execute(
     }
     if folder is not None and not resume:
         _made(recipe, folder)
-    run = Run(recipe.spec.seed, folder, bars)
+    run = Run(recipe.spec.seed, folder, bars, on=on)
     run.heat = heat
     book = _Book(recipe, run, folder)
     place = heat.store or (folder.resolve().parent / ".store" if folder is not None else None)
     store = stores.Store(place) if place is not None else None
+    chosen: list[
+        tuple[dict[str, Any], Noun, Noun]
+    ] = []  # steps that narrowed their data, what they read and what they gave
     try:
         with _interruptible(run), run.meter.running():
             for number, step in enumerate(recipe.steps, 1):
+                pool = nouns.get(step.wires.get("data", ""))
                 nouns[step.gives] = _one(run, book, store, number, step, nouns, strict, tell)
+                if pool is not None and (book.record["steps"][-1].get("look") or {}).get("rows"):
+                    chosen.append((book.record["steps"][-1], pool, nouns[step.gives]))
                 if (
                     step.kind in ("Shape", "Fit")
                     and (moved := step.wires.get("model")) in step.last
@@ -84,6 +94,7 @@ def execute(
     except BaseException as error:
         book.close("failed", f"{type(error).__name__}: {error}")
         raise
+    book.record["agreement"] = _agreement(chosen)
     book.close("finished")
     if folder is not None and heat.alone:
         from trainlore import page
@@ -206,11 +217,11 @@ def _one(
     key = stores.hash_of(ENGINE, shared(), step.name, sources, step.fields, step.wires, step.parts, made_from, run.seed)
     title = "train" if step.name == "train" else step.name
     if store is not None and step.name != "save" and store.has(key):
-        return _known_before(run, book, store, number, step, key, tell)
+        return _known_before(run, book, store, number, step, nouns, key, tell)
     if store is not None and not run.heat.alone:
         with store.claimed(key):  # two runs of a race that want the same step: one makes it, the other waits for it
             if store.has(key):
-                return _known_before(run, book, store, number, step, key, tell)
+                return _known_before(run, book, store, number, step, nouns, key, tell)
             return _anew(run, book, store, number, step, nouns, key, title, strict, tell)
     return _anew(run, book, store, number, step, nouns, key, title, strict, tell)
 
@@ -231,10 +242,19 @@ def _rest(run: Run, book: _Book, step: Step) -> Step:
 
 
 def _known_before(
-    run: Run, book: _Book, store: stores.Store, number: int, step: Step, key: str, tell: Callable[[str], None]
+    run: Run,
+    book: _Book,
+    store: stores.Store,
+    number: int,
+    step: Step,
+    nouns: dict[str, Noun],
+    key: str,
+    tell: Callable[[str], None],
 ) -> Noun:
     """A step that the store holds: paid for as if it had run."""
     record = {**store.record(key)["record"], "cached": True}
+    if "look" not in record:  # a race made it
+        record |= _looked(run, book, step, nouns, lambda: store.get(key))
     book.add(number, step, key, record)
     for unit in ("forward", "backward", "tokens", "rows", "steps"):
         setattr(run.meter, unit, getattr(run.meter, unit) + record.get(unit, 0))
@@ -275,6 +295,7 @@ def _anew(
         if strict:
             raise Bad(message + "; set it to its null, mend its fields, or run without --strict")
     record |= describe(result)
+    record |= _looked(run, book, step, nouns, lambda: result)
     if isinstance(result, Report) and book.folder is not None:
         _outcomes(result, book.folder / "outcomes" / f"{label}.parquet")
     wanted = store is not None and step.name != "save" and step.gives != run.heat.watched
@@ -349,6 +370,31 @@ def _named(one: Any) -> tuple[str, dict[str, Any]]:
 
 
 # ---- telling what happened
+
+
+def _looked(run: Run, book: _Book, step: Step, nouns: dict[str, Noun], out: Callable[[], Any]) -> dict[str, Any]:
+    """What a step on data kept and dropped, for the report; what cannot be looked at stops no run."""
+    if step.kind != "Curate" or book.folder is None or not run.heat.alone:
+        return {}
+    try:
+        found = looking.look(nouns[step.wires["data"]].get(), out())
+    except Exception as error:
+        return {"look": {"error": f"{type(error).__name__}: {error}"}}
+    return {"look": found, "columns": found["columns"]} if found else {"look": {}}
+
+
+def _agreement(chosen: list[tuple[dict[str, Any], Noun, Noun]]) -> list[dict[str, Any]]:
+    """How far the steps agree that chose from one pool: each the step's record, its pool and what it gave."""
+    pools: dict[str, list[tuple[dict[str, Any], Noun, Noun]]] = {}
+    for one in chosen:
+        pools.setdefault(one[1].key, []).append(one)
+    found = []
+    for (first, pool, _), *rest in pools.values():
+        if rest:
+            mine = [(f"{s['number']} {s['name']}", out.get(), s["look"]) for s, p, out in chosen if p.key == pool.key]
+            with contextlib.suppress(Exception):  # a table less in the report, not a run less
+                found.append({"pool": first["wires"]["data"], "pairs": looking.agreement(pool.get(), mine)})
+    return found
 
 
 def describe(noun: Any) -> dict[str, Any]:

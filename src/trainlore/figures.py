@@ -198,3 +198,97 @@ def bins(step: dict) -> str:
         ax.set_ylabel("share right")
         return _svg(figure, f"Calibration of ${step['wires'].get('model', '')}: on the line is calibrated")
     return ""
+
+
+# ---- what a step kept and dropped (see trainlore.looking)
+
+KEPT, LOST = COLOURS[2], "#94a3b8"
+HEAT = (
+    "#6366f1",
+    "#3b82f6",
+    "#06b6d4",
+    "#10b981",
+    "#84cc16",
+    "#f59e0b",
+    "#ef4444",
+)  # low to high, none of them near black or white
+
+
+@_styled
+def scores(score: dict[str, Any]) -> str:
+    """A score among kept and dropped rows, one upon the other, and the cut."""
+    figure, (ax,) = _axes(4.6, 2.4)
+    both = [k + d for k, d in zip(score["kept"], score["dropped"], strict=True)]
+    ax.stairs(both, score["edges"], baseline=score["dropped"], fill=True, color=KEPT, label="kept")
+    ax.stairs(score["dropped"], score["edges"], fill=True, color=LOST, label="dropped")
+    ax.set_xlabel(_label(score["name"]))
+    ax.set_ylabel("rows")
+    cut = score["cut"]
+    caption = f"{score['name']}: no single cut parts the kept rows from the dropped ones"
+    if cut is not None:
+        ax.axvline(cut["at"], color=INK, linewidth=1.2, linestyle="--", label="cut")
+        side, other = ("below", "above") if cut["higher"] else ("above", "below")
+        caption = f"{score['name']}, cut at {cut['at']:.4g}: {cut['kept']:,} kept rows {side} it, {cut['dropped']:,} dropped rows {other} it"
+    ax.legend(fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return _svg(figure, caption)
+
+
+@_styled
+def shares(found: dict[str, Any]) -> str:
+    """The share of each domain in the rows before and after a step."""
+    rows = found["rows"]
+    figure, (ax,) = _axes(4.6, max(2.4, 0.9 + 0.3 * len(rows)))
+    for key, colour, shift in (("before", LOST, -0.2), ("after", KEPT, 0.2)):
+        whole = sum(r[key] for r in rows) or 1
+        ax.barh(
+            [i + shift for i in range(len(rows))], [100 * r[key] / whole for r in rows], 0.38, color=colour, label=key
+        )
+    ax.set_yticks(range(len(rows)), [_label(r["name"]) for r in rows])
+    ax.invert_yaxis()
+    ax.set_xlabel("% of the rows")
+    ax.legend(fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return _svg(figure, f"What the rows are by {found['column']}, before and after")
+
+
+def cloud(found: dict[str, Any], score: str, column: str) -> str:
+    """A map of the pool, coloured by domain, by score and by choice. Dots are bare path data, so that a thousand weigh little."""
+    dots = [f"M{x} {y}h0" for x, y in zip(found["x"].split(), found["y"].split(), strict=True)]
+    panels = []
+    if len(found.get("names", ())) > 1:
+        of = [int(d) for d in found["domain"].split()]
+        names = [*found["names"], "others"] if max(of) >= len(found["names"]) else found["names"]
+        colours = [*COLOURS[: len(found["names"])], LOST]
+        panels.append(_dots(f"by {column}", dots, of, colours, [_chip(c) + n for n, c in _legend(names, colours)]))
+    if "score" in found:
+        step = [int(s) * len(HEAT) // 100 if int(s) >= 0 else len(HEAT) for s in found["score"].split()]
+        panels.append(
+            _dots(f"by {score}", dots, step, [*HEAT, LOST], [f"lowest {''.join(map(_chip, HEAT))} highest rank"])
+        )
+    chosen = [int(k) for k in found["kept"].split()]
+    panels.append(_dots("by choice", dots, chosen, [LOST, KEPT], [_chip(LOST) + "dropped", _chip(KEPT) + "kept"]))
+    return "".join(panels)
+
+
+def _legend(names: list[str], colours: list[str]) -> list[tuple[str, str]]:
+    return [(html.escape(_label(name)), colour) for name, colour in zip(names, colours, strict=False)]
+
+
+def _chip(colour: str) -> str:
+    return f'<i class="chip" style="background:{colour}"></i>'
+
+
+def _dots(title: str, dots: list[str], group: list[int], colours: list[str], legend: list[str]) -> str:
+    """One colouring of the map, a path of dots a group and the large groups first, with a legend that is already HTML."""
+    members = [[d for d, mine in zip(dots, group, strict=True) if mine == at] for at in range(len(colours))]
+    paths = "".join(
+        f'<path d="{"".join(members[at])}" stroke="{colours[at]}" style="stroke-linecap:round"/>'
+        for at in sorted(range(len(colours)), key=lambda at: -len(members[at]))
+        if members[at]
+    )
+    frame = (
+        '<rect x="-14" y="-14" width="1028" height="778" rx="12" stroke="currentColor" stroke-width="2" opacity=".25"/>'
+    )
+    svg = f'<svg viewBox="-16 -16 1032 782" width="100%" fill="none" stroke-width="13">{frame}{paths}</svg>'
+    words = " ".join(f'<span class="of">{one}</span>' for one in legend)
+    title = html.escape(title)
+    return f'<figure role="img" aria-label="{title}">{svg}<figcaption><b>{title}</b> {words}</figcaption></figure>'

@@ -23,6 +23,9 @@ th,td{padding:.28rem .7rem .28rem 0;border-bottom:1px solid var(--line);vertical
 .good{color:var(--good)}.bad{color:var(--bad);font-weight:600}figure{margin:.8rem 0}figure svg{max-width:100%;height:auto}figcaption{color:var(--soft);font-size:.85rem}
 .bar{height:.5rem;background:var(--accent);border-radius:.25rem;min-width:1px}pre{background:var(--card);padding:.7rem;border-radius:.5rem;overflow-x:auto;font-size:.8rem;white-space:pre-wrap;overflow-wrap:anywhere}
 details{margin:.5rem 0}summary{cursor:pointer}.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(17rem,1fr));gap:.6rem}
+h3{font-size:1rem;margin:1.4rem 0 .4rem}.two{grid-template-columns:repeat(auto-fit,minmax(min(24rem,100%),1fr))}.look{border-left:2px solid var(--line);padding-left:.8rem;margin:1.4rem 0}.look .pair{margin:.8rem 0}.maps{grid-template-columns:repeat(auto-fill,minmax(min(17rem,100%),1fr))}.maps figure,.two figure{margin:0}
+.kept{border-left:3px solid var(--good)}.drop{border-left:3px solid var(--line)}.two .card div{font-size:.85rem;line-height:1.4;white-space:pre-line;max-height:9.8em;overflow-y:auto}.two .card span{display:block;margin-bottom:.2rem}.two .card b{display:inline;font-size:inherit}
+.of{white-space:nowrap;margin-left:.5em}.chip{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin:0 .25em}
 nav{display:flex;flex-wrap:wrap;gap:.2rem .9rem;font-size:.85rem}a{color:var(--accent)}.tag{font-size:.75rem;border:1px solid var(--line);border-radius:1rem;padding:0 .5rem;color:var(--soft)}
 """
 
@@ -34,6 +37,7 @@ def write(folder: Path) -> Path:
         ("Verdicts", _verdicts(record)),
         ("Loss", _losses(record)),
         ("Data", _data(record)),
+        ("Choices", _choices(record)),
         ("Measurements", _measurements(record)),
         ("Samples", _samples(record)),
         ("Cost", _cost(record)),
@@ -179,6 +183,79 @@ def _data(record: dict) -> str:
         + figures.domains([s for s in steps if s["data"].get("domains")])
         + figures.lengths([s for s in steps if "lengths" in s["data"]])
     )
+
+
+def _choices(record: dict) -> str:
+    """What every step that narrows its data kept and dropped, by which score, and how far those that chose from one pool agree."""
+    out = "".join(_choice(s) for s in record["steps"] if s.get("look"))
+    for one in record.get("agreement", []):
+        rows = [
+            [
+                f"<b>{esc(p['one'])}</b> and <b>{esc(p['other'])}</b>",
+                number(p["both"]),
+                f"{p['overlap']:.0%}",
+                f'<div class="bar" style="width:{100 * p["overlap"]:.0f}px"></div>',
+                f"{p['chance']:.0%}",
+                number(p["rank"]),
+            ]
+            for p in one["pairs"]
+        ]
+        head = ["", "rows both keep", "overlap", "", "by chance", "rank correlation of scores"]
+        out += f"<h3>Agreement of those that chose from ${esc(one['pool'])}</h3>" + table(head, rows, (1, 2, 4, 5))
+        out += '<p class="soft">Overlap: of the rows that either keeps, those that both keep; by chance: of two random choices of these sizes. Scores are turned so that high means kept.</p>'
+    return out
+
+
+def _choice(step: dict) -> str:
+    look = step["look"]
+    title = f"<b>{step['number']} {esc(step['name'])}</b> → ${esc(step['as'])}"
+    if "error" in look:
+        return f'<p class="soft">{title}: could not be looked at ({esc(look["error"])})</p>'
+    drawn = "".join(map(figures.scores, look["scores"])) + (figures.shares(look["domains"]) if look["domains"] else "")
+    if found := look["reasons"]:
+        both = any(held for *_, held in found["counts"])
+        rows = [[esc(word) or "(none)", number(lost), *[number(held)] * both] for word, lost, held in found["counts"]]
+        drawn += table([esc(found["column"]), "dropped", *["kept"] * both], rows, (1, 2))
+    body = f'<div class="pair two">{drawn}</div>' if drawn else ""
+    if found := look["map"]:
+        score = look["scores"][0]["name"] if look["scores"] else ""
+        more = f", and {found['more']} more of the kept ones" if found["more"] else ""
+        body += f'<div class="pair maps">{figures.cloud(found, score, look["domains"].get("column", "domain"))}</div>'
+        body += f'<p class="soft">A map of {number(found["pool"])} of {number(look["rows"])} rows{more}: near each other where their {esc(found["by"])} are alike (PCA).</p>'
+    body += _examples(look["examples"], bool(look["scores"]) and not look["reasons"])
+    if found := look["copies"]:
+        body += f"<p><b>Copies</b>: {number(found['rows'])} rows copy {number(found['groups'])} others; the largest group has {number(found['largest'])} rows</p>"
+        cells = ""
+        for pair in found["pairs"]:
+            cells += _card("drop", f'<b class="bad">dropped</b> row {pair["row"]}', pair["text"])
+            cells += _card("kept", f"copy of row {pair['of']}", pair["text_of"])
+        body += f'<div class="pair two">{cells}</div>'
+    share = f"{look['kept']:,} of {look['rows']:,} rows kept ({look['kept'] / look['rows']:.1%})"
+    return f'<details class="look" open><summary>{title}: {share}</summary>{body}</details>'
+
+
+def _examples(found: dict, ordered: bool, most: int = 4) -> str:
+    """Kept against dropped rows, side by side."""
+    sides = {}
+    for side, rows in found.items():
+        sides[side] = [rows[round(i * (len(rows) - 1) / (most - 1))] for i in range(most)] if len(rows) > most else rows
+    out = ""
+    for at in range(max(map(len, sides.values()))):
+        for side, word in (("kept", "good"), ("dropped", "bad")):
+            if at >= len(sides[side]):
+                out += "<div></div>"
+                continue
+            row = sides[side][at]
+            said = [f"{esc(k)} {number(v) if isinstance(v, int | float) else esc(v)}" for k, v in row["scores"].items()]
+            head = [f'<b class="{word}">{side}</b> row {row["row"]}', *filter(None, [esc(row["domain"])]), *said]
+            out += _card(side[:4], " · ".join(head), row["text"])
+    note = '<p class="soft">From the rows nearest to the cut to the farthest:</p>' if ordered else ""
+    return f'{note}<div class="pair two">{out}</div>'
+
+
+def _card(kind: str, head: str, text: str) -> str:
+    """A row: what is known of it, already HTML, and its text."""
+    return f'<div class="card {kind}"><span>{head}</span><div>{esc(text)}</div></div>'
 
 
 def _measurements(record: dict) -> str:

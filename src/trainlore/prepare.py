@@ -12,65 +12,111 @@ from trainlore.cli import esc, say
 from trainlore.errors import Bad
 from trainlore.execute import execute
 from trainlore.nouns import Data, Model
-from trainlore.recipe import Recipe
+from trainlore.recipe import Recipe, Step, refs
 
 PREPARED = "prepared: "  # how the name of such a run begins
 
 
 def prepare(recipe: Recipe, out: Path, debug: bool, rows: int) -> dict[str, Any]:
-    """Run every step before the first training; print what each kept and, with `debug`, the rows and tokens themselves."""
+    """Run what the first training needs; tell what each step kept.
+
+    With `debug` also every choice of rows that needs no training, with scores, rows of each side and the tokens themselves."""
     import msgspec
 
     at = next((i for i, s in enumerate(recipe.steps) if s.name == "train"), None)
     if at is None:
         raise Bad("the recipe has no train step to prepare data for")
-    needed, keep = {recipe.steps[at].wires["data"], recipe.steps[at].wires["model"]}, []
-    for step in reversed(recipe.steps[:at]):
-        if step.gives in needed:
-            needed |= set(step.wires.values()) | _refs(step)
-            keep.append(msgspec.structs.replace(step, last=frozenset()))
+    keep = [msgspec.structs.replace(s, last=frozenset()) for s in _wanted(recipe, at, debug)]
     if (out / "run.json").exists() and not json.loads((out / "run.json").read_text())["name"].startswith(PREPARED):
         raise Bad(f"{out} is a run, and preparing would replace it: choose another --out")
     spec = msgspec.structs.replace(recipe.spec, name=PREPARED + recipe.spec.name)
-    short = msgspec.structs.replace(recipe, spec=spec, steps=keep[::-1])
+    short = msgspec.structs.replace(recipe, spec=spec, steps=keep)
     nouns = execute(short, out, force=True, tell=say) if keep else execute(short, None, tell=say)
-    for step in short.steps:
-        if isinstance(nouns[step.gives], Data):
-            _chosen(step, nouns, rows if debug else 0)
+    record = json.loads((out / "run.json").read_text()) if keep else {"steps": [], "agreement": []}
+    for step in record["steps"]:
+        if step["noun"] == "Data":
+            _chosen(step, rows if debug else 0)
+    if debug:
+        _agreement(record["agreement"])
     train = recipe.steps[at]
     model, data = nouns[train.wires["model"]], nouns[train.wires["data"]]
     if debug:
         _tokens(model, data, rows)
+    if keep:
+        say(f"\npictures and maps: [bold]{esc(out / 'report.html')}[/bold]")
     return nouns
 
 
-def _refs(step: Any) -> set[str]:
-    from trainlore.recipe import refs
+def _wanted(recipe: Recipe, at: int, all_: bool) -> list[Step]:
+    """The steps that the training at `at` needs and, if all are wanted, every choice of rows that needs no training."""
+    free, known = set(), set(recipe.spec.given)
+    ready, steps = set(known), recipe.steps
+    for i, step in enumerate(steps):
+        if all_ and step.kind in ("Curate", "Shape") and _asks(step) <= ready and (i < at or step.gives not in known):
+            free.add(i)
+            ready.add(step.gives)
+        else:
+            ready.discard(step.gives)
+        known.add(step.gives)
+    needed, keep = set(steps[at].wires.values()), []
+    for i in reversed(range(len(steps))):
+        asked = steps[i].gives in needed and (i < at or i in free)
+        if asked or (i in free and steps[i].kind == "Curate"):
+            needed |= _asks(steps[i])
+            keep.append(steps[i])
+    return keep[::-1]
 
-    return refs(step.fields)
+
+def _asks(step: Step) -> set[str]:
+    return refs(step.fields) | refs([f for _, f in step.parts]) | set(step.wires.values())
 
 
-def _chosen(step: Any, nouns: dict[str, Any], rows: int) -> None:
-    """Kept against dropped rows of a step that narrows, with the scores it wrote."""
-    given, out = nouns.get(step.wires.get("data", "")), nouns[step.gives]
-    if not isinstance(given, Data):
+def _chosen(step: dict[str, Any], rows: int) -> None:
+    """What a step on data kept and dropped: scores and the cut, reasons, domains, copies, and rows of each side."""
+    say(f"\n[bold]{step['name']}[/bold]: {step['rows_in']:,} rows → {step['data']['rows']:,}")
+    look = step.get("look") or {}
+    if not rows or "rows" not in look:
         return
-    say(f"\n[bold]{step.name}[/bold]: {len(given):,} rows → {len(out):,}")
-    new = [
-        c
-        for c in out.columns
-        if c not in given.columns and c not in ("input_ids", "labels", "segment_ids", "position_ids", "parents")
-    ]
-    if not rows or "text" not in out.columns or out.table.num_rows != given.table.num_rows:
-        return
-    lost = out.dropped()
-    lost = lost.where(np.isin(lost.ids, given.ids))
-    for label, some in (("[green]kept   [/green]", out), ("[red]dropped[/red]", lost)):
-        some = some.take(range(min(rows, len(some))))
-        shown = some.arrow().select(new).to_pylist() if new else [{}] * len(some)
-        for id, text, found in zip(some.ids.tolist(), some.text(), shown, strict=True):
-            scores = " ".join(f"{c} {v:.4g}" if isinstance(v, float) else f"{c} {v}" for c, v in found.items())
-            say(f"  {label} {id:>7}  {esc(scores)}  [dim]{esc(repr(text[:90]))}[/dim]")
+    for score in look["scores"]:
+        at, edges = score["cut"], score["edges"]
+        where = f", cut at {at['at']:.4g}" if at else ", no single cut"
+        say(f"  {esc(score['name'])} from {edges[0]:.4g} to {edges[-1]:.4g}{where}")
+        place = int(np.searchsorted(edges, at["at"])) if at else -1
+        for side, colour in (("kept", "green"), ("dropped", "red")):
+            say(f"    [{colour}]{side:7}[/{colour}] {_bars(score[side], place)}")
+    if look["reasons"]:
+        said = ", ".join(f"{word or '(none)'} {lost:,}" for word, lost, _ in look["reasons"]["counts"])
+        say(f"  dropped by {esc(look['reasons']['column'])}: {esc(said)}")
+    if look["domains"]:
+        all_ = look["domains"]["rows"]
+        before, after = (sum(r[k] for r in all_) or 1 for k in ("before", "after"))
+        said = ", ".join(f"{r['name']} {r['before'] / before:.0%} → {r['after'] / after:.0%}" for r in all_)
+        say(f"  {esc(look['domains']['column'])}: {esc(said)}")
+    for pair in look["copies"].get("pairs", [])[:rows]:
+        say(f"  [red]copy   [/red] {pair['row']:>7}  of {pair['of']}  [dim]{esc(repr(pair['text'][:90]))}[/dim]")
+        say(f"  [dim]  {'like':>14}  {esc(repr(pair['text_of'][:90]))}[/dim]")
+    for side, colour in (("kept", "green"), ("dropped", "red")):
+        for row in look["examples"][side][:rows]:
+            scores = " ".join(f"{c} {v:.4g}" if isinstance(v, float) else f"{c} {v}" for c, v in row["scores"].items())
+            head = f"[{colour}]{side:7}[/{colour}] {row['row']:>7}"
+            say(f"  {head}  {esc(scores)}  [dim]{esc(repr(row['text'][:90]))}[/dim]")
+
+
+def _bars(counts: list[int], cut: int) -> str:
+    """Counts as a row of bars of letters, a line where the cut is."""
+    most = max(counts) or 1
+    bars = [" ▁▂▃▄▅▆▇█"[-(-8 * c // most)] for c in counts]
+    return "".join([*bars[:cut], "│", *bars[cut:]] if cut >= 0 else bars)
+
+
+def _agreement(pools: list[dict[str, Any]]) -> None:
+    for one in pools:
+        say(f"\n[bold]agreement[/bold] of those that chose from ${esc(one['pool'])}")
+        for p in one["pairs"]:
+            rank = "" if p["rank"] is None else f", rank correlation {p['rank']:.2f}"
+            say(
+                f"  {p['one']} and {p['other']}: {p['both']:,} rows in both, overlap {p['overlap']:.0%} (by chance {p['chance']:.0%}){rank}"
+            )
 
 
 def _tokens(model: Model, data: Data, rows: int) -> None:

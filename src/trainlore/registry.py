@@ -21,7 +21,9 @@ INDEX = HERE / "_index.json"
 GROUP = "trainlore.methods"
 VERBS = ("Curate", "Shape", "Fit", "Measure", "Part")
 LITERALS = ("needs", "gives", "null", "tiny", "ranges", "rowwise", "keeps", "known", "tolerance")
-RANGES = re.compile(r"^    ranges = .*\n", re.M)  # where others may look for better values: no part of what was measured
+RANGES = re.compile(
+    r"^    ranges = .*\n", re.M
+)  # where others may look for better values: no part of what was measured
 
 
 def scan(folder: Path, package: str) -> dict[str, dict[str, Any]]:

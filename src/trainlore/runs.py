@@ -6,11 +6,13 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from trainlore.store import Checkpoints
 
 EVERY = 20.0  # seconds between checkpoints
+BLOCK = 1 << 14  # rows that are encoded and sorted by length together, and travel together on a cluster
 
 
 class Interrupted(KeyboardInterrupt):
@@ -42,6 +45,7 @@ class Run:
     interrupted: bool = False
     label: str = ""  # the step that runs
     heat: Any = None  # what a race adds, if this run is one of many
+    on: str = "local"  # where passes over more than a block of rows run: here, or on a "ray" cluster
     _fits: int = 0
 
     # ---- randomness, by name
@@ -58,55 +62,62 @@ class Run:
         """Dropout and initializers draw from the global streams: name those too, and put them back."""
         return randomness.global_streams(self.seed, *key)
 
-    # ---- passes through a model
+    # ---- passes over rows
 
-    @torch.no_grad()
     def infer(self, model: Model, data: Data, what: Any, size: int = 64, truncate: bool = True) -> Any:
         """One pass over all rows. `what(batch, out)` gives one value (B,...) a row; a list of such gives a list.
 
         Rows of like length go together, and the answer is in the order of the rows: a tensor (N,...) on the CPU.
         """
-        from trainlore.loop import prepared, to
-
-        data = prepared(model, data, truncate)
         several = isinstance(what, list | tuple)
-        asked = list(what) if several else [what]
-        order = _by_length(data)
-        found: list[list[Tensor]] = [[] for _ in asked]
-        was, device = model.net.training, model.device
-        size = _pass_size(data, order, size, device)
-        model.net.eval()
-        try:
-            with self.meter.running(), self.bar(len(data), "infer") as bar:
-                for at in range(0, len(order), size):
-                    batch = to(data.batch(order[at : at + size], model), device)
-                    out = model(batch)
-                    for mine, function in zip(found, asked, strict=True):
-                        mine.append(function(batch, out).detach().cpu())
-                    bar(len(batch["row"]))
-                    if self.interrupted:
-                        raise Interrupted
-        finally:
-            model.net.train(was)
-        back = torch.from_numpy(np.argsort(order, kind="stable"))
-        values = [torch.cat(mine)[back] for mine in found]
+        values = self._pass(model, data, partial(_asked, tuple(what) if several else (what,)), size, truncate)
         return values if several else values[0]
 
-    @torch.no_grad()
     def embed(self, model: Model, data: Data, size: int = 64) -> Tensor:
         """Mean of the last hidden states over real tokens (N,D); of a plain net, what its last layer reads."""
-        from trainlore.loop import prepared, to
+        return self._pass(model, data, _hidden, size, truncate=True)[0]
 
-        data, device = prepared(model, data, True), model.device
-        order, found, was = _by_length(data), [], model.net.training
-        model.net.eval()
-        try:
-            with self.meter.running():
-                for at in range(0, len(order), size):
-                    found.append(_hidden(model, to(data.batch(order[at : at + size], model), device)).cpu())
-        finally:
-            model.net.train(was)
-        return torch.cat(found)[torch.from_numpy(np.argsort(order, kind="stable"))]
+    def _pass(self, model: Model, data: Data, read: Any, size: int, truncate: bool) -> list[Tensor]:
+        """All that `read(model, batch)` gives, over all rows: each (N,...) on the CPU."""
+        found, gpu = [], model.device.type == "cuda"
+        with self.meter.running(), self.bar(len(data), "infer") as bar:
+
+            def told(rows: int) -> None:
+                bar(rows)
+                if self.interrupted:
+                    raise Interrupted
+
+            here = None if self.away(data) else told
+            how = {"model": model, "read": read, "size": size, "truncate": truncate, "told": here}
+            for values in self.blocks(data, partial(_passed, **how), gpu=gpu):
+                found.append(values)
+                if here is None:
+                    told(len(values[0]))
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    def blocks(
+        self, data: Data, what: Callable[[Data, int], Any], columns: Sequence[str] | None = None, gpu: bool = False
+    ) -> Iterator[Any]:
+        """`what(rows, first)` of each block of rows, in order: here, or on the cluster if the run is on one.
+
+        `rows` holds at most 16,384 rows (of these columns) and `first` is the place of its first in `data`. `what` may
+        be sent to another process, so it changes nothing outside itself; a block's answer must not depend on others.
+        """
+        if columns is not None:
+            for name in columns:
+                data.need_column(name)
+            data = replace(data, table=data.table.select(list(columns)))
+        if self.away(data):
+            from trainlore import cluster
+
+            yield from cluster.over(_blocks(data), what, gpu)
+        else:
+            for rows, first in _blocks(data):
+                yield what(rows, first)
+
+    def away(self, data: Data) -> bool:
+        """Whether passes over this data run on a cluster."""
+        return self.on == "ray" and len(data) > BLOCK
 
     @torch.no_grad()
     def generate(
@@ -215,6 +226,63 @@ def noun(value: Any) -> Any:
     return Data.of(value)
 
 
+def _blocks(data: Data) -> Iterator[tuple[Data, int]]:
+    """Consecutive rows, each block a table of its own, and the place of its first row."""
+    if len(data) <= BLOCK:
+        yield data, 0
+        return
+    ids = data.ids
+    for at in range(0, len(data), BLOCK):
+        if data.rows is None:
+            table = data.table.slice(at, BLOCK)
+        else:
+            mine = data.rows[at : at + BLOCK]
+            low = int(mine.min())  # the rows of a block mostly lie together: then little of the table is looked at
+            table = data.table.slice(low, int(mine.max()) - low + 1).take(pa.array(mine - low))
+        yield Data(table, base_ids=ids[at : at + BLOCK]), at
+
+
+@torch.no_grad()
+def _passed(
+    rows: Data,
+    first: int,
+    *,
+    model: Model,
+    read: Callable[[Model, Batch], Sequence[Tensor]],
+    size: int,
+    truncate: bool,
+    told: Callable[[int], None] | None,
+) -> list[Tensor]:
+    """All that `read(model, batch)` gives, over a block of rows: each (R,...) on the CPU, in the order of the rows."""
+    from trainlore.loop import prepared, to
+
+    data, device, was = prepared(model, rows, truncate), model.device, model.net.training
+    order = _by_length(data)
+    size = _pass_size(data, order, size, device)
+    found = []
+    model.net.eval()
+    try:
+        for at in range(0, len(order), size):
+            batch = to(data.batch(order[at : at + size], model), device)
+            batch["row"] = batch["row"] + first
+            found.append([values.detach().cpu() for values in read(model, batch)])
+            if told is not None:
+                told(len(batch["row"]))
+    finally:
+        model.net.train(was)
+    back = torch.from_numpy(np.argsort(order, kind="stable"))
+    return [torch.cat(parts)[back] for parts in zip(*found, strict=True)]
+
+
+def _asked(what: Sequence[Callable[[Batch, Tensor], Tensor]], model: Model, batch: Batch) -> list[Tensor]:
+    out = model(batch)
+    return [function(batch, out) for function in what]
+
+
+def _hidden(model: Model, batch: Batch) -> list[Tensor]:
+    return [_last(model, batch)]
+
+
 def _by_length(data: Data) -> np.ndarray:
     """Row positions from long to short: one pass pads little, and memory peaks at once."""
     for column in ("input_ids", "chosen_input_ids"):
@@ -233,7 +301,7 @@ def _pass_size(data: Data, order: np.ndarray, size: int, device: torch.device) -
     return max(1, min(size, 4096 // max(1, longest)))
 
 
-def _hidden(model: Model, batch: Batch) -> Tensor:
+def _last(model: Model, batch: Batch) -> Tensor:
     config = getattr(model.net, "config", None)
     if config is None:
         seen: list[Tensor] = []

@@ -23,7 +23,14 @@ TABLES = (".jsonl", ".csv", ".parquet")
 
 
 def do(
-    method: str, data: str | None, model: str | None, out: Path | None, sets: list[str], seed: int, force: bool, on: str = "local"
+    method: str,
+    data: str | None,
+    model: str | None,
+    out: Path | None,
+    sets: list[str],
+    seed: int,
+    force: bool,
+    on: str = "local",
 ) -> Any:
     """Run one step; write its result to `out` and the rows it dropped beside it. Gives the result."""
     import yaml

@@ -97,7 +97,7 @@ def test_version_and_mistyped_commands(tl):
     refused(tl("ls", "--familly", "data"), "No such option: --familly")
     refused(tl("show"), "Missing argument")
     refused(tl("run", "--out"), "requires an argument")
-    refused(tl("search", "labels", "--top", "0"), "--top", "greater than or equal to 1")
+    refused(tl("search", "labels", "--top", "0"), "--top", "1")
     assert tl()[0] == 2
 
 

@@ -108,6 +108,7 @@ def test_what_data_say_is_text_and_never_markup(hostile):
         "Verdicts",
         "Loss",
         "Data",
+        "Choices",
         "Measurements",
         "Samples",
         "Cost",
@@ -140,7 +141,7 @@ def test_it_is_one_file_that_asks_nobody(hostile):
 
 def test_figures_take_the_ink_of_the_page_and_names_as_they_are(hostile):
     text = (hostile / "report.html").read_text()
-    assert text.count("<svg") == 4 and figures.INK not in text
+    assert text.count("<svg") == 8 and figures.INK not in text
     drawn = re.findall(r"<text[^>]*>", text)
     assert drawn and all("fill: currentColor" in t for t in drawn)
     assert "fill: #ffffff" not in text and "fill: #000000" not in text  # no white boxes in the dark
@@ -202,6 +203,36 @@ def test_a_run_that_did_not_finish_has_a_report_too(hostile, tmp_path, state):
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     found = Tags(page.write(tmp_path / "run").read_text())
     assert "script" not in found.seen and EVIL in found.text and not list((tmp_path / "run").glob(".*"))
+
+
+def test_choices_on_hostile_columns_are_text_too(hostile):
+    """A score, a reason, a domain and copies that would love to be markup."""
+    from trainlore import looking
+    from trainlore.nouns import Data
+
+    n = 60
+    pool = Data.of({"text": [f"{EVIL} {i}" for i in range(n)], "domain": [DOMAINS[i % 5] for i in range(n)]})
+    kept = np.arange(n) % 3 > 0
+    made = {
+        EVIL: np.where(kept, 1.0, 0.0) + np.arange(n) / n,
+        EVIL + "why": [EVIL] * n,
+        EVIL + "_of": np.where(kept, -1, 1),
+    }
+    look = looking.look(pool, pool.with_(**made).where(kept))
+    assert look["scores"][0]["cut"] and look["reasons"]["counts"] and len(look["copies"]["pairs"]) == looking.PAIRS
+    step = {"number": 1, "name": EVIL, "as": EVIL, "look": json.loads(json.dumps(look))}
+    pairs = [{"one": EVIL, "other": EVIL, "both": 1, "overlap": 0.5, "chance": 0.1, "rank": None}]
+    text = page._choices({"steps": [step], "agreement": [{"pool": EVIL, "pairs": pairs}]})
+    found = Tags(text)
+    assert (
+        not found.open
+        and not {"script", "img"} & set(found.seen)
+        and not [a for a in found.attributes if a[1][:2] == "on"]
+    )
+    assert found.text.count(EVIL) >= 2 * looking.PAIRS and figures.INK not in text and text.count("<svg") == 5
+    assert text.count("stroke-linecap:round") >= 5 and text == page._choices(
+        {"steps": [step], "agreement": [{"pool": EVIL, "pairs": pairs}]}
+    )
 
 
 # ---- in a browser

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainlore.primitives.budget import take_budget
+from trainlore.primitives.budget import take_budget, take_within
 
 SCORE = np.array([0.2, 0.9, 0.5, 0.9, 0.1])
 LENGTHS = np.array([4, 3, 3, 2, 8])
@@ -63,3 +63,14 @@ def test_forbidden_rows_are_never_taken_and_their_lack_is_said():
 def test_bad_budgets_are_named(args, names):
     with pytest.raises(ValueError, match=names):
         take_budget(*args)
+
+
+def test_every_group_gets_its_part():
+    score, group, lengths = np.arange(12.0), np.array([1, 0, 2] * 4), np.tile([4, 1, 2], 4)
+    assert take_within(score, group, 0.5).tolist() == [6, 7, 8, 9, 10, 11]
+    assert take_within(score, group, 0.1).tolist() == [9, 10, 11]  # one of each at least
+    for tokens in (0.5, 14):  # half of 28, and of each group
+        assert take_within(score, group, 0.1, tokens, lengths).tolist() == [6, 7, 8, 9, 10, 11]
+    assert (
+        take_within(score, np.zeros(12, int), 0.3, 9, lengths).tolist() == take_budget(score, 0.3, 9, lengths).tolist()
+    )

@@ -11,6 +11,7 @@ from trainlore.primitives.domains import (
     domain_losses,
     domain_means,
     domains,
+    exponentiated,
     mixed_rows,
     named_shares,
     row_odds,
@@ -94,3 +95,12 @@ def test_means_and_losses_of_domains():
     rows = run.infer(model, data, lambda b, out: per_row(rowwise("classifier", b, out), b, "classifier")).numpy()
     by_hand = [rows[np.asarray(data["label"]) == int(n)].mean() for n in names]
     assert domain_losses(run, model, data, digit, len(names)).tolist() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_the_exponentiated_step_by_hand():
+    w, d = [0.2, 0.3, 0.5], [0.1, 0.0, 0.05]
+    raw = [w[i] * np.exp(10 * d[i]) for i in range(3)]
+    for floor in (0.0, 0.05):
+        by_hand = [(1 - floor) * r / sum(raw) + floor / 3 for r in raw]
+        assert exponentiated(torch.tensor(w), torch.tensor(d), 10.0, floor).tolist() == pytest.approx(by_hand)
+    assert exponentiated(torch.tensor([0.0, 1.0]), torch.zeros(2), 1.0).tolist() == [0.0, 1.0]

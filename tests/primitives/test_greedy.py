@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from trainlore.nouns import Data
 from trainlore.primitives import greedy
-from trainlore.primitives.greedy import facility_location, herding, k_centre, rank_within
+from trainlore.primitives.greedy import embeddings, facility_location, herding, k_centre, rank_within
+from trainlore.runs import Run
 
 
 def points(n=30, d=5, seed=0):
@@ -102,6 +104,14 @@ def test_herding_keeps_the_mean():
     w, sums = unit.mean(0), torch.zeros(4, dtype=torch.float64)
     assert herding(x, 1, "cosine")[0].item() == int((unit @ (w - sums)).argmax())
     assert float(herding(x, 40)[1][-1]) == pytest.approx(0, abs=1e-12)
+
+
+def test_vectors_that_are_not_finite_are_named():
+    x = points(4).float().numpy()
+    assert np.array_equal(embeddings(Run(0), Data.of({"features": x}), None, "features", "me"), x)
+    x[1, 2], x[3, 0] = np.nan, np.inf
+    with pytest.raises(ValueError, match="me: column='features' .* not finite for 2 of 4 rows"):
+        embeddings(Run(0), Data.of({"features": x}), None, "features", "me")
 
 
 def test_ranks_and_bad_input():

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from trainlore.primitives.ngrams import Hasher
+from trainlore.primitives.ngrams import Hasher, bags
 
 TEXTS = [
     "Alice went to the store, and bought 3.5 kg of (very) ripe apples!",
@@ -80,3 +80,11 @@ def test_chunks_change_nothing():
 def test_bad_fields_are_named(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Hasher(**bad)
+
+
+def test_bags_are_counts_of_length_one():
+    texts = ["a b a", "", "c c"]
+    got, grams = np.concatenate([x.toarray() for x in bags(Hasher(2, 64), texts)]), next(Hasher(2, 64).grams(texts))
+    for i, row in enumerate(got):
+        count = np.bincount(grams.bucket[grams.row == i], minlength=64)
+        assert np.allclose(row, count / max(1, np.linalg.norm(count)))

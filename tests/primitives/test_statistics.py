@@ -126,3 +126,12 @@ def test_outcomes_of_tokens_are_shares_of_the_answers_asked_for():
 def test_bad_input_is_named(call):
     with pytest.raises(ValueError, match=r"differences|level|pvalues|right|power"):
         call()
+
+
+def test_standardizing_and_surprise_by_hand():
+    score, label = np.array([1.0, 3.0, 10.0, 20.0, 5.0]), np.array([0, 0, 7, 7, 2])
+    assert stats.standardized(score, label).tolist() == [-1.0, 1.0, -1.0, 1.0, 0.0]
+    assert stats.standardized(score) == pytest.approx((score - 7.8) / np.std(score))
+    assert stats.standardized(np.ones(3)).tolist() == [0, 0, 0]
+    logprob = np.log([0.4, 0.1, 0.8, 0.2, 0.2])
+    assert np.exp(stats.surprise(logprob, label)).tolist() == pytest.approx([1.0, 4.0, 0.5, 2.0, 1.0])

@@ -11,7 +11,7 @@ from trainlore.errors import Bad
 if TYPE_CHECKING:
     from trainlore.nouns import Data
 
-__all__ = ["row_lengths", "take_budget"]
+__all__ = ["row_lengths", "take_budget", "take_within"]
 
 
 def take_budget(
@@ -73,3 +73,17 @@ def row_lengths(data: Data) -> np.ndarray:
     for name in names:
         total += np.fromiter((len(s.split()) for s in data.text(name)), np.int64, len(data))
     return total
+
+
+def take_within(
+    score: np.ndarray, group: np.ndarray, keep: float, tokens: float | None = None, lengths: np.ndarray | None = None
+) -> np.ndarray:
+    """As `take_budget`, each group apart from the others: of each of `group` (N,), from 0, its own part of the budget."""
+    if tokens is not None and lengths is not None and tokens > 1:
+        tokens = min(1.0, tokens / max(1, int(lengths.sum())))
+    order = np.argsort(group, kind="stable")
+    taken = []
+    for mine in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        its = None if lengths is None else lengths[mine]
+        taken.append(mine[take_budget(score[mine], keep, tokens, its)])
+    return np.sort(np.concatenate(taken))

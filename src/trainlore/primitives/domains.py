@@ -59,6 +59,15 @@ def named_shares(names: Sequence[str], shares: Mapping[str, float], count: np.nd
     return np.where(named, given, (1 - total) * rest / max(rest.sum(), 1e-12))
 
 
+def exponentiated(shares: Tensor, gain: Tensor, eta: float, floor: float = 0.0) -> Tensor:
+    """Shares float64 (K,) after a step of exponentiated gradient: shares_j * exp(eta * gain_j), made to sum to 1.
+
+    The part `floor` of them is spread evenly.
+    """
+    raised = (shares.double().log() + eta * gain.double()).softmax(0)
+    return (1 - floor) * raised + floor / len(raised)
+
+
 def row_odds(code: Tensor, shares: Tensor, count: Tensor | None = None) -> Tensor:
     """Odds (N,) under which each domain is drawn by its share: shares (K,) over the rows of each, at each row's code.
 

@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from trainlore.nouns import Data, Model
     from trainlore.runs import Run
 
-__all__ = ["gradient_sum", "row_dots", "row_gradients", "row_norms"]
+__all__ = [
+    "flat_weights",
+    "gradient_sum",
+    "input_slopes",
+    "put_weights",
+    "row_dots",
+    "row_gradients",
+    "row_norms",
+    "slope_spread",
+    "spread",
+]
 
 ROOM = 2**28  # bytes of gradients or of a projection held at once
 BATCH = 64  # rows that go through the network together when no gradient is held
@@ -127,6 +137,69 @@ def gradient_sum(
 
     _pass(run, model, data, losses, BATCH, one)
     return total
+
+
+def flat_weights(model: Model) -> Tensor:
+    """The trained weights, float32 (P,) on the CPU."""
+    return torch.cat([p.detach().float().flatten().cpu() for p in model.net.parameters() if p.requires_grad])
+
+
+@torch.no_grad()
+def put_weights(model: Model, weights: Tensor) -> None:
+    """Write trained weights (P,), as `flat_weights` gives them, into the model."""
+    trained = [p for p in model.net.parameters() if p.requires_grad]
+    for p, w in zip(trained, weights.split([p.numel() for p in trained]), strict=True):
+        p.copy_(w.view_as(p))
+
+
+def input_slopes(model: Model, batch: Batch) -> Tensor:
+    """The gradient of each row's true logit by what a classifier reads, (B, D): a number a token, pixel or feature.
+
+    Of tokens it is by their embeddings, mean over dimensions; of pixels the mean over channels. Evaluation mode is yours
+    to set."""
+    kept: list[Tensor] = []
+
+    def hold(module: Any, args: Any, out: Tensor) -> Tensor:
+        kept.append(out.detach().requires_grad_())
+        return kept[0]
+
+    if model.input == "input_ids":
+        hook = model.net.get_input_embeddings().register_forward_hook(hold)  # type: ignore[operator]
+        try:
+            out = model(batch)
+        finally:
+            hook.remove()
+    else:
+        out = model({**batch, model.input: hold(None, None, batch[model.input])})
+    slope = torch.autograd.grad(out.gather(1, batch["labels"][:, None]).sum(), kept[0])[0]
+    if model.input == "input_ids":
+        return slope.mean(-1)
+    return (slope.mean(1) if slope.dim() == 4 else slope).flatten(1)
+
+
+def spread(slopes: Tensor, counted: Tensor) -> Tensor:
+    """How much each row's input gradient varies between checkpoints, (B,): slopes (K, B, D), counted bool (B, D).
+
+    The standard deviation over the K checkpoints at each input, averaged over the inputs that count.
+    """
+    deviation = slopes.std(0, correction=0) * counted
+    return deviation.sum(1) / counted.sum(1).clamp(min=1)
+
+
+def slope_spread(run: Run, model: Model, data: Data, snapshots: Sequence[dict[str, Tensor]]) -> Tensor:
+    """The `spread` of each row's `input_slopes` over state dicts of the model, (N,) on the CPU; the last one stays in it."""
+    found = []
+    model.net.eval()
+    with run.meter.running():
+        for at in range(0, len(data), BATCH):
+            batch = data.batch(np.arange(at, min(at + BATCH, len(data))), model)
+            batch, slopes = {k: v.to(model.device) for k, v in batch.items()}, []
+            for weights in snapshots:
+                model.net.load_state_dict(weights)
+                slopes.append(input_slopes(model, batch))
+            counted = batch.get("attention_mask", torch.ones_like(slopes[0])).bool()
+            found.append(spread(torch.stack(slopes), counted).cpu())
+    return torch.cat(found)
 
 
 # ---- one pass over the rows

@@ -17,10 +17,18 @@ from torch import Tensor
 from trainlore.errors import Bad
 
 if TYPE_CHECKING:
-    from trainlore.nouns import Data, Model
+    from trainlore.nouns import Batch, Data, Model
     from trainlore.runs import Run
 
-__all__ = ["embeddings", "facility_location", "herding", "how_many", "k_centre", "rank_within"]
+__all__ = [
+    "embeddings",
+    "facility_location",
+    "herding",
+    "how_many",
+    "k_centre",
+    "layer_embeddings",
+    "rank_within",
+]
 
 ROOM = 1 << 28  # bytes of similarities that are kept between the steps
 BLOCK = 1 << 22  # similarities made at a time when they are not kept
@@ -279,8 +287,37 @@ def embeddings(run: Run, data: Data, encoder: Model | None, column: str, who: st
     """A vector for each row, float32 (N, D): what `encoder` makes of it, or what stands in `column`."""
     data.need(*([] if encoder is not None else [column]), who=who)
     if encoder is not None:
-        return run.embed(encoder, data).float()
-    points = data[column]
-    if getattr(points, "ndim", 0) != 2:
-        raise Bad(f"{who}: column={column!r} holds no vectors; name a column of embeddings or give an encoder")
-    return torch.tensor(np.ascontiguousarray(points, dtype=np.float32))
+        found = run.embed(encoder, data).float()
+    else:
+        points = data[column]
+        if getattr(points, "ndim", 0) != 2:
+            raise Bad(f"{who}: column={column!r} holds no vectors; name a column of embeddings or give an encoder")
+        found = torch.tensor(np.ascontiguousarray(points, dtype=np.float32))
+    if bad := int((~found.sum(1).isfinite()).sum()):
+        where = f"column={column!r}" if encoder is None else f"encoder={encoder!r}"
+        raise Bad(f"{who}: {where} gives vectors with values that are not finite for {bad} of {len(found)} rows")
+    return found
+
+
+def layer_embeddings(run: Run, model: Model, data: Data, layer: int | None, who: str) -> Tensor:
+    """What the network's block number `layer` (from 0; None: the last hidden states) puts out, mean over tokens: (N, D)."""
+    if layer is None:
+        return run.embed(model, data)
+    blocks = model.blocks
+    if not -len(blocks) <= layer < len(blocks):
+        raise Bad(f"{who}: layer={layer}: the network has {len(blocks)}, 0 to {len(blocks) - 1}")
+    seen: list[Tensor] = []
+
+    def pooled(batch: Batch, out: Tensor) -> Tensor:
+        hidden = seen.pop().float()
+        mask = batch.get("attention_mask")
+        mask = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.float()
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+    hook = blocks[layer].register_forward_hook(
+        lambda m, args, out: seen.append(out[0] if isinstance(out, tuple) else out)
+    )
+    try:
+        return run.infer(model, data, pooled)
+    finally:
+        hook.remove()

@@ -53,7 +53,9 @@ class _CrossEntropy(torch.autograd.Function):
         grad = torch.where(wanted == -100, 0.0, grad)[:, None]
         at = wanted.clamp(min=0)[:, None]
         if torch.is_grad_enabled():  # somebody will differentiate this once more
-            return (grad * (logits.float().softmax(-1).scatter_add(1, at, -torch.ones_like(grad)))).to(logits.dtype), None
+            return (grad * (logits.float().softmax(-1).scatter_add(1, at, -torch.ones_like(grad)))).to(
+                logits.dtype
+            ), None
         out, size = torch.empty_like(logits), _pieces(logits)
         for to, y, ls, z, g in zip(*(t.split(size) for t in (out, logits, lse[:, None], at, grad)), strict=True):
             to.copy_(torch.sub(y, ls).exp_().mul_(g).scatter_add_(1, z, -g))

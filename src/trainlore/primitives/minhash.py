@@ -83,26 +83,27 @@ _BYTE = _mix(np.arange(1, 257, dtype=U))
 
 
 def signatures(hashes: np.ndarray, offsets: np.ndarray, mult: np.ndarray, add: np.ndarray) -> np.ndarray:
-    """The least of (mult_k * h + add_k) >> 32 over each text's hashes: uint32 (N, K); all ones for a text without any.
+    """The least of mult_k * h + add_k modulo 2 ** 32 over each text's hashes: uint32 (N, K); all ones for a text without any.
 
-    `mult` odd uint64 (K,), `add` uint64 (K,). Two texts agree in one place with about the probability of their
-    Jaccard similarity, the share of their shingles that both have.
+    Of the hashes, `mult` uint64 (K,) and `add` uint64 (K,) the high 32 bits count, of `mult` made odd: processors multiply
+    eight such numbers at once, of 64 bits one. Two texts agree in one place with about the probability of their Jaccard similarity,
+    the share of their shingles that both have.
     """
     out = np.full((len(offsets) - 1, len(mult)), np.iinfo(np.uint32).max, np.uint32)
+    mult, add = (mult >> U(32)).astype(np.uint32) | np.uint32(1), (add >> U(32)).astype(np.uint32)
     full = np.flatnonzero(np.diff(offsets))
     begin = 0
-    room = np.empty(0, U)
     while begin < len(full):
         at = int(offsets[full[begin]])
         stop = max(begin + 1, int(np.searchsorted(offsets[full + 1], at + BLOCK, side="right")))
-        part = hashes[at : offsets[full[stop - 1] + 1]]
-        starts = offsets[full[begin:stop]] - at
-        room = room if len(room) >= len(part) else np.empty(len(part), U)
-        work = room[: len(part)]
+        part = (hashes[at : offsets[full[stop - 1] + 1]] >> U(32)).astype(np.uint32)
+        starts, work = offsets[full[begin:stop]] - at, np.empty_like(part)
+        least = np.empty((len(mult), stop - begin), np.uint32)
         for k in range(len(mult)):
             np.multiply(part, mult[k], out=work)
             np.add(work, add[k], out=work)
-            out[full[begin:stop], k] = np.minimum.reduceat(work, starts) >> U(32)
+            np.minimum.reduceat(work, starts, out=least[k])
+        out[full[begin:stop]] = least.T
         begin = stop
     return out
 

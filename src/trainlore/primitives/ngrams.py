@@ -12,12 +12,13 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from trainlore.errors import Bad
 
-__all__ = ["Grams", "Hasher"]
+__all__ = ["Grams", "Hasher", "bags"]
 
 _CHUNK = 1 << 19  # bytes of text hashed at once: a few arrays of 8 bytes a word stay in the L2 and L3 caches
 _SLOTS = 22  # log2 of the cache's slots in "sha256": 4 M n-grams, 50 MB
@@ -209,3 +210,12 @@ def _hash_words(text: bytes, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         digest = hashlib.blake2b(text[start[j] : end[j]], digest_size=8).digest()
         h[j] = np.uint64(int.from_bytes(digest, "big"))
     return h
+
+
+def bags(hasher: Hasher, texts: Iterable[str]) -> Iterator[Any]:
+    """Hashed n-grams of texts as sparse counts (R, buckets) with rows of length 1, a chunk of whole rows at a time."""
+    from scipy.sparse import csr_matrix
+    from sklearn.preprocessing import normalize
+
+    for g in hasher.grams(texts):
+        yield normalize(csr_matrix((np.ones(len(g.row)), (g.row, g.bucket)), shape=(len(g.words), hasher.buckets)))

@@ -70,3 +70,8 @@ def successive(cumulated: np.ndarray, possible: int, n: int, generator: torch.Ge
         -np.log(torch.rand(len(rest), generator=generator, dtype=torch.float64).clamp(1e-300, 1 - 1e-16).numpy())
     )
     return np.concatenate([got, rest[np.argsort(-key)][: n - len(got)]])
+
+
+def gumbel(n: int, generator: torch.Generator) -> Tensor:
+    """Noise (n,) float64 by Gumbel's law: the k rows highest in log odds + noise are k draws without replacement by the odds."""
+    return -torch.empty(n, dtype=torch.float64).exponential_(generator=generator).log()

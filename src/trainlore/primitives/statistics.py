@@ -41,6 +41,26 @@ def _percentiles(means: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def standardized(values: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """Values (N,) in standard deviations from their mean, or from the mean of their group (N,); 0 where all are alike."""
+    values = np.asarray(values, np.float64)
+    _, place, count = np.unique(
+        np.zeros(len(values)) if groups is None else groups, return_inverse=True, return_counts=True
+    )
+    away = values - (np.bincount(place, values) / count)[place]
+    deviation = np.sqrt(np.bincount(place, away**2) / count)
+    return away / np.where(deviation > 0, deviation, 1.0)[place]
+
+
+def surprise(logprob: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """How much likelier each label (N,) is by its share of the labels than by its model's logprob (N,): (N,).
+
+    It is minus the pointwise V-information, where what a model knows without the input is those shares.
+    """
+    _, place, count = np.unique(label, return_inverse=True, return_counts=True)
+    return np.log(count / len(label))[place] - logprob
+
+
 def sign_flip(differences, generator: np.random.Generator | None = None, draws: int = 1 << 16) -> float:
     """Two-sided p of the mean of differences (N,) when every sign is a coin flip.
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainlore.claims import Claim
-from trainlore.methods.data.active.active_learning import ActiveLearning, kappa
+from trainlore.methods.data.active.active_learning import ActiveLearning
 from trainlore.methods.data.active.hast import HAST
 from trainlore.methods.data.active.pcoreset import PCoreSet
 from trainlore.methods.data.active.uncertainty import Uncertainty
@@ -100,11 +100,11 @@ def test_answers_may_come_from_a_file_and_it_waits_for_those_that_do_not(tmp_pat
     )
 
 
-def test_kappa_is_agreement_beyond_chance():
-    a, b = np.array([0, 0, 1, 1, 2, 2]), np.array([0, 0, 1, 2, 2, 2])
-    # agree on 5 of 6; by chance 2*2 + 2*1 + 2*3 of 36
-    assert kappa(a, b) == pytest.approx((5 / 6 - 12 / 36) / (1 - 12 / 36))
-    assert kappa(a, a) == 1 and kappa(np.zeros(4), np.zeros(4)) == 1 and kappa(np.array([0, 1]), np.array([1, 0])) == -1
+def test_answers_may_be_the_pool_s_own_labels():
+    at = world("digits")
+    model = few(at, pool=at["test"], oracle="label", rounds=1, count=4)(Run(0), at["model"], at["data"])
+    (told,) = model.about["asked"]
+    assert told["labels"] == at["test"]["label"][told["rows"]].tolist()
 
 
 def test_the_rules_stop_it():
@@ -136,6 +136,7 @@ def test_bad_input_is_named():
         ({"count": 0}, "count=0"),
         ({"oracle": "lable"}, "'lable' is no column"),
         ({"oracle": at["test"]}, "'row'"),
+        ({"oracle": "features"}, "not class numbers"),
         ({"pool": twice}, "twice"),
         ({"acquire": Elsewhere()}, "must pick rows"),
         ({"pool": at["spare"].take([])}, "pool.*no rows"),

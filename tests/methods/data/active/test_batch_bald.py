@@ -83,6 +83,13 @@ def test_bad_input_is_named():
             BatchBALD(**fields)(at["spare"])
 
 
+def test_a_network_that_has_diverged_is_told():
+    shares = some(3, 5, 2)
+    shares[1, 2] = float("nan")
+    with pytest.raises(ValueError, match="not finite for 1 rows"):
+        greedy(shares, 2, 100)
+
+
 def measure(seed: int, arm: str) -> float:
     """Test accuracy with 40 labels, 20 at random and 2 rounds of 10, from a pool in which every row is there three times."""
     run, rows = Run(seed), data("digits/train")

@@ -55,6 +55,9 @@ def test_bad_input_is_named():
     for fields, says in (({}, "no model"), ({"model": at["model"], "count": -1}, "count=-1")):
         with pytest.raises(ValueError, match=says):
             PCoreSet(**fields)(at["spare"])
+    broken = at["spare"].with_(features=np.full((397, 64), np.nan, np.float32))
+    with pytest.raises(ValueError, match="not finite for 397 of 397"):
+        PCoreSet(model=at["model"])(broken)
 
 
 def measure(seed: int, arm: str) -> float:

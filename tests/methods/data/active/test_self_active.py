@@ -2,21 +2,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from trainlore.claims import Claim
-from trainlore.methods.data.active.self_active import SelfActive, _continued, prompts
+from trainlore.methods.data.active.self_active import SelfActive
 from trainlore.methods.measure.evaluate.held_out_loss import HeldOutLoss
-from trainlore.nouns import Data, Model
+from trainlore.nouns import Data
+from trainlore.primitives.continuing import prompts
 from trainlore.runs import Run
 from trainlore.worlds import two_domains
 from trainlore.worlds.tiny import llama, world
-
-
-def test_a_prompt_loses_its_last_words():
-    # the authors': int(0.15 n) + 1
-    starts, cut = prompts(["a b c d e f g h i j", "a b", "a", "a  b\nc d e f g"], 0.15)
-    assert starts == ["a b c d e f g h", "a", "", "a b c d e"] and cut == [2, 1, 1, 2]
 
 
 class Watched(Run):
@@ -41,43 +35,11 @@ def test_rounds_start_alike_and_what_is_held_out_comes_back_rewritten():
     assert all(any(t.startswith(s + " ") for s in starts) for t in made)
 
 
-def test_a_causal_network_goes_on_with_its_likeliest_words():
-    at = world("text")
-    starts = [" ".join(t.split()[:4]) for t in list(at["held_out"].text("text"))[:3]]
-    made = _continued(Run(0), at["teacher"], starts, [2, 3, 2])
-    for start, text, count in zip(starts, made, (2, 3, 2), strict=True):
-        (whole,) = Run(1).generate(at["teacher"], [start], 40, 0.0)
-        assert text.split() == start.split() + whole.split()[:count]
-
-
-def masked():
-    from transformers import BertConfig, BertForMaskedLM
-
-    tokenizer = two_domains.tokenizer()
-    tokenizer.add_special_tokens({"mask_token": "<mask>"})
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        pad_token_id=0,
-    )
-    with Run(0).global_rng("weights"):
-        return Model(BertForMaskedLM(config).eval(), "masked", tokenizer)
-
-
-def test_a_masked_network_fills_a_mask_at_the_end_again_and_again():
-    model = masked()
-    tok, text = model.tokenizer, ["kamu gale", "nera"]
-    made = _continued(Run(0), model, text, [2, 1])
-    for start, got, count in zip(text, made, (2, 1), strict=True):
-        for _ in range(count):
-            ids = torch.tensor([tok(f"{start} <mask>")["input_ids"]])
-            logits = model.net(input_ids=ids).logits[0, ids[0].tolist().index(tok.mask_token_id)]
-            logits[tok.all_special_ids] = -torch.inf
-            start = f"{start} {tok.decode([int(logits.argmax())]).strip()}".strip()
-        assert got == start
+def test_some_of_every_domain_is_trained_on():
+    at, run = world("text"), Watched(0)
+    rows = Data.of({"text": [f"bada gila bada {w}" for w in ("kima", "tona", "bade")], "domain": ["a", "a", "b"]})
+    SelfActive(rounds=1, steps=1, held_out=0.9, batch_size=2)(run, at["model"], rows)
+    assert len(run.fits[0][1]) == 2
 
 
 def test_bad_input_is_named():

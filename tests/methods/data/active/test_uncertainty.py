@@ -56,6 +56,9 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=says):
             Uncertainty(**fields)(at["spare"])
+    broken = at["spare"].with_(features=np.full((397, 64), np.nan, np.float32))
+    with pytest.raises(ValueError, match="not finite for 397 of 397"):
+        Uncertainty(model=at["model"])(broken)
 
 
 def measure(seed: int, arm: str) -> float:

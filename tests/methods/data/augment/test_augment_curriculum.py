@@ -107,6 +107,8 @@ def test_bad_input_is_named():
         ({"narrow": 0.0}, "narrow=0.0"),
         ({"first": "hard"}, "first='hard'"),
         ({"column": "none"}, "'none'"),
+        ({"column": "domain"}, "'domain' holds no numbers"),
+        ({"first": "any"}, "needs narrow"),
         ({"difficulty": "loss"}, "'loss' must be above 0"),
     ):
         with pytest.raises(ValueError, match=name):

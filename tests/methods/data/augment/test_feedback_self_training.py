@@ -4,10 +4,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from trainlore.claims import Claim
 from trainlore.methods.data.augment.feedback_self_training import FeedbackSelfTraining, bayes, others
-from trainlore.nouns import Data
+from trainlore.nouns import Data, Model
 from trainlore.runs import Run
 from trainlore.worlds import two_domains
 from trainlore.worlds.tiny import world
@@ -51,6 +52,27 @@ def test_what_the_judge_finds_obedient_is_added_and_nothing_else():
     assert list(first.text("prompt")) == ["<++>apple", "<++>pear", "<-->plum", "<-->fig"]
     assert list(second.text("prompt"))[4:] == ["<-->apple"] and list(second.text("completion"))[4:] == [" sour sour"]
     assert model.about["feedback_self_training"] == {"written": 4, "kept": 1}
+
+
+class Tenth(torch.nn.Module):
+    """A judge that finds everything to be of the last of three classes."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, input_ids, attention_mask):
+        return torch.tensor([0.0, 0.0, 1.0]).repeat(len(input_ids), 1) + self.w
+
+
+def test_a_judge_knows_values_in_the_order_of_their_size():
+    rows = {"prompt": ["a", "b", "c"], "completion": [" d", " e", " f"], "label": [2, 10, 9]}
+    judge, run = Model(Tenth(), "classifier", world("text")["model"].tokenizer), Watched(0)
+    run.generate = lambda model, prompts, **how: [" x"] * len(prompts)
+    FeedbackSelfTraining(steps=1, judge=judge)(run, world("text")["model"], Data.of(rows))
+    assert list(run.fits[1][1].text("prompt"))[3:] == ["10 a", "10 c"]
 
 
 def test_texts_are_split_into_opening_and_rest():

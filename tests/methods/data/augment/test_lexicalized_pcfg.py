@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from trainlore.claims import Claim
-from trainlore.methods.data.augment.lexicalized_pcfg import Grammar, LexicalizedPCFG, Node, rules_of
+from trainlore.methods.data.augment.lexicalized_pcfg import LexicalizedPCFG
 from trainlore.methods.measure.evaluate.accuracy import Accuracy
 from trainlore.nouns import Data, Model
 from trainlore.runs import Run
@@ -52,29 +52,6 @@ def plain(tree):
 
 def parsed():
     return Data.of({"text": [plain(t) for t in TREES], "parse": TREES, "label": [0, 0, 1]})
-
-
-def test_rules_and_heads_of_a_tree():
-    rules = dict(rules_of(TREES[0]))
-    seen, ball, the = Node("VP", "sees", "VBZ"), Node("NP", "ball", "NN"), Node("DT", "the", "DT")
-    assert rules[Node("S", "sees", "VBZ")] == (Node("NP", "cat", "NN"), seen)
-    assert rules[seen] == (Node("VBZ", "sees", "VBZ"), ball) and rules[the] == ("the",)
-    assert rules_of(TREES[0])[-1][0].label == "S"
-    for bad in ("(S (NP a)", "(S )", "word", "(S ()) ", ""):
-        with pytest.raises(ValueError, match="parse"):
-            rules_of(bad)
-
-
-@pytest.mark.parametrize("smooth", [0.0, 1.0])
-def test_shares_of_rules_are_the_formula(smooth):
-    grammar, rng = Grammar(), np.random.default_rng(0)
-    for tree in TREES:
-        grammar.add(rules_of(tree))
-    dog = Node("NP", "dog", "NN")  # twice with its head; five noun phrases with a noun
-    drawn = [grammar.choose(dog, smooth, rng) for _ in range(4000)]
-    for rule in set(grammar.loose["NP", "NN"]):
-        wanted = (2 * grammar.exact[dog][rule] / 2 + smooth * grammar.loose["NP", "NN"][rule] / 5) / (2 + smooth)
-        assert drawn.count(rule) / 4000 == pytest.approx(wanted, abs=0.03)
 
 
 def test_sentences_are_recombined_within_a_class():

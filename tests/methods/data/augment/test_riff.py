@@ -8,7 +8,7 @@ import torch
 
 from trainlore.claims import Claim
 from trainlore.methods.data.augment.eda import EDA
-from trainlore.methods.data.augment.riff import RIFF, blend, marginal_loss, rewards
+from trainlore.methods.data.augment.riff import RIFF
 from trainlore.methods.measure.evaluate.accuracy import Accuracy
 from trainlore.nouns import Data, Model
 from trainlore.runs import Run
@@ -43,34 +43,6 @@ def accuracy(run, rows, *parts, domains=DOMAINS, batch_size=32):
         model = Model(Bag(len(tokenizer), len(domains)), "classifier", tokenizer)
     run.fit(model, rows, *parts, steps=100, batch_size=batch_size, lr=1e-2, precision="fp32")
     return Accuracy()(run, model, texts(400, 2, domains)).value
-
-
-def test_rewards_and_loss_are_the_textbooks():
-    rng = np.random.default_rng(0)
-    own, of, log_p, fixed = (
-        rng.normal(-1, 1, 3),
-        rng.normal(-1, 1, (3, 4)),
-        rng.normal(-9, 2, (3, 4)),
-        rng.normal(-9, 2, (3, 4)),
-    )
-    gain = [[of[b][m] - own[b] for m in range(4)] for b in range(3)]
-    wanted = [[(g - np.mean(row)) / np.std(row, ddof=1) for g in row] for row in gain]
-    got = rewards(torch.tensor(own), torch.tensor(of))
-    assert np.allclose(got, wanted)
-    written = torch.tensor(log_p, requires_grad=True)
-    loss = marginal_loss(written, got, torch.tensor(fixed), 0.1)
-    marginal = -np.mean([np.log(sum(np.exp(log_p[b][m] + wanted[b][m]) for m in range(4))) for b in range(3)])
-    pull = np.mean([(log_p[b][m] - fixed[b][m] + 1) * log_p[b][m] for b in range(3) for m in range(4)])
-    assert loss.item() == pytest.approx(marginal + 0.1 * pull)
-    loss.backward()
-    for b in range(3):  # the gradient of the marginal is minus the posterior of each sample
-        posterior = np.exp(log_p[b] + wanted[b]) / np.exp(log_p[b] + wanted[b]).sum()
-        assert np.allclose(written.grad[b], -posterior / 3 + 0.1 * (log_p[b] - fixed[b] + 1) / 12)
-
-
-def test_to_predict_half_of_the_say_is_the_inputs_own():
-    own, of = torch.tensor([[0.0, -2.0]]), torch.tensor([[[-1.0, -1.0], [-3.0, -5.0]]])
-    assert blend(own, of).tolist() == [[-1.0, -2.5]]
 
 
 def few(n, seed):
@@ -116,7 +88,12 @@ def test_rows_and_their_rephrasings_weigh_alike_and_the_given_paraphraser_stays(
 
 
 def test_bad_input_is_named():
-    for fields, name in (({"samples": 1}, "samples=1"), ({"ask": "x"}, "ask='x'"), ({"label": "kind"}, "'kind'")):
+    for fields, name in (
+        ({"samples": 1}, "samples=1"),
+        ({"ask": "x"}, "ask='x'"),
+        ({"label": "kind"}, "'kind'"),
+        ({"beta": -1.0}, "beta=-1"),
+    ):
         with pytest.raises(ValueError, match=name):
             RIFF(paraphraser=paraphraser(), **fields)(task(Run(0)), few(4, 0))
     with pytest.raises(ValueError, match="causal paraphraser"):

@@ -65,13 +65,21 @@ def test_the_classifiers_are_trained_anew_on_what_is_left(monkeypatch):
     assert sizes == [120, 110, 100, 90]
 
 
+def test_classes_may_have_names():
+    data = rows()
+    named = data.without("label").with_(label=["no" if y else "yes" for y in data["label"]])
+    assert len(AFLite(**SMALL, least=90)(named)) == 90
+    with pytest.raises(ValueError, match="holds lists"):
+        AFLite(**SMALL, label="features")(data)
+
+
 def test_odd_rows():
     same = Data.of({"features": np.ones((60, 3), np.float32), "label": np.zeros(60, np.int64)})
     assert len(AFLite(**SMALL)(same)) == 40  # all alike: all told right
     x = np.ones((60, 3), np.float32)
     x[7, 1] = np.nan
     for data, fields, said in (
-        (Data.of({"features": x, "label": np.zeros(60)}), SMALL, "not finite, the first of row 7"),
+        (Data.of({"features": x, "label": np.zeros(60)}), SMALL, "not finite for 1 of 60"),
         (rows(), {}, "train=10000"),
         (rows(), {**SMALL, "models": 0}, "models=0"),
         (rows().without("label"), SMALL, "'label'"),
@@ -98,7 +106,7 @@ def measure(seed: int, arm: str) -> float:
 
 CLAIM = Claim(
     method="aflite",
-    world="made-up points, three fifths of them with a linear cue to a label that is not linear",
+    world="points",
     rival="random_rows",
     quantity="share of rows with the cue among those kept",
     better="lower",

@@ -107,7 +107,7 @@ def measure(seed: int, arm: str) -> float:
 
 CLAIM = Claim(
     method="decontaminate",
-    world="made-up texts, some of which hold a test row",
+    world="leaks",
     rival="dropping the rows that equal a test row",
     quantity="share of rows left that hold a test row",
     better="lower",

@@ -69,9 +69,10 @@ def test_odd_rows():
     x = np.ones((4, 2), np.float32)
     x[2, 0] = np.inf
     for column, fields, said in (
-        (x, {}, "not finite, the first of row 2"),
+        (x, {}, "not finite for 1 of 4"),
         (np.ones((4, 2)), {"threshold": 0.0}, "threshold=0"),
         (np.ones((4, 2)), {"clusters": 0}, "clusters=0"),
+        (np.ones((4, 2)), {"first": "best"}, "first='best'"),
         (np.ones(4), {}, "no vectors"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -64,7 +64,7 @@ def measure(seed: int, arm: str) -> float:
 
 CLAIM = Claim(
     method="even_pieces",
-    world="made-up texts of sentences of three to eight words",
+    world="sentences",
     rival="a cut every so many words",
     quantity="share of pieces that end inside a sentence",
     better="lower",

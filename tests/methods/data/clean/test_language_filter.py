@@ -85,7 +85,7 @@ def measure(seed: int, arm: str) -> float:
 
 CLAIM = Claim(
     method="language_filter",
-    world="fragments of sentences in three languages",
+    world="languages",
     rival="random_rows",
     quantity="share of English among the rows kept",
     better="higher",

@@ -6,64 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from trainlore.claims import Claim
-from trainlore.methods.data.distil.trajectory_distillation import TrajectoryDistillation, flat_gradient, matching_loss
+from trainlore.methods.data.distil.trajectory_distillation import TrajectoryDistillation
 from trainlore.nouns import Data
 from trainlore.nouns.hugging import preset
 from trainlore.runs import Run
 from trainlore.worlds import data
 from trainlore.worlds.tiny import world
-
-X = torch.tensor([[1.0, 2.0], [0.5, -1.0], [2.0, 0.0]], dtype=torch.float64)
-Y = torch.tensor([0, 1, 1])
-
-
-def linear(weights, x, y):
-    return F.cross_entropy(x @ weights[0] + weights[1], y)
-
-
-def some(seed):
-    rng = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in ((2, 2), (2,))]
-
-
-def test_the_flat_gradient_is_the_formula_on_one_long_vector():
-    w, rho, alpha = some(0), 0.3, 0.4
-
-    def slope(flat):
-        parts = [flat[:4].reshape(2, 2).requires_grad_(), flat[4:].requires_grad_()]
-        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(linear(parts, X, Y), parts)])
-
-    flat = torch.cat([v.reshape(-1) for v in w])
-    g = slope(flat.clone())
-    h = slope(flat + rho * flat**2 * g / (flat * g).norm())
-    wanted = h - alpha * (g - (g @ h) / (h @ h) * h)
-    got = torch.cat([v.reshape(-1) for v in flat_gradient(linear, w, X, Y, rho, alpha)])
-    assert torch.allclose(got, wanted)
-    plain = torch.cat([v.reshape(-1) for v in flat_gradient(linear, w, X, Y, 0.0, alpha)])
-    assert torch.allclose(plain, g)
-
-
-def test_the_matching_loss_is_that_of_sgd_and_its_slope_that_of_differences():
-    start, goal, rate = some(1), some(2), torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
-    rows = X.clone().requires_grad_()
-    loss = matching_loss(linear, start, goal, rows, Y, rate, 3)
-    layer = torch.nn.Linear(2, 2).double()
-    layer.weight.data, layer.bias.data = start[0].T.clone(), start[1].clone()
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.2)
-    for _ in range(3):
-        optimizer.zero_grad()
-        F.cross_entropy(layer(X), Y).backward()
-        optimizer.step()
-    ends = [layer.weight.data.T, layer.bias.data]
-    missed, way = (sum(float(((a - b) ** 2).sum()) for a, b in zip(s, goal, strict=True)) for s in (ends, start))
-    assert loss.item() == pytest.approx(missed / way)
-    loss.backward()
-    step = torch.zeros_like(X)
-    step[1, 0] = 1e-5
-    up, down = (matching_loss(linear, start, goal, X + s * step, Y, rate, 3).item() for s in (1, -1))
-    assert rows.grad[1, 0].item() == pytest.approx((up - down) / 2e-5, rel=1e-4)
-    assert rate.grad.abs() > 0
-
 
 FEW = {"experts": 1, "epochs": 4, "lr_expert": 0.3, "batch_size": 50, "student_steps": 4, "last_start": 2, "ema": 0.5}
 
@@ -91,6 +39,7 @@ def test_bad_input_is_named():
         ({"per_class": 500}, "class 0 has only"),
         ({"epochs": 2}, "epochs=2 is too few"),
         ({"rho": -1.0}, "rho"),
+        ({"lr_expert": 0.0}, "lr_expert"),
         ({"lr_rows": 1e9, "iterations": 9}, "lr_rows"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -2,50 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from trainlore.claims import Claim
-from trainlore.methods.data.label.label_flows import Coupling, Flow, LabelFlows, disagreement
+from trainlore.methods.data.label.label_flows import LabelFlows
 from trainlore.methods.data.label.label_votes import LabelVotes
 from trainlore.nouns import Data
 from trainlore.runs import Run
 from trainlore.worlds import data
-
-
-@pytest.mark.parametrize("classes", [2, 3, 5])
-def test_the_log_determinant_is_that_of_the_jacobian(classes):
-    torch.manual_seed(0)
-    flow = Flow(4, classes, 8, 2).double()
-    for p in flow.parameters():
-        torch.nn.init.normal_(p, std=0.4)
-    x, z = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, classes, dtype=torch.float64)
-    out = flow(x, z)
-    for i in range(3):
-        jacobian = torch.autograd.functional.jacobian(lambda v, i=i: flow(x[i : i + 1], v[None])[0, :-1], z[i])
-        assert out[i, -1].item() == pytest.approx(torch.linalg.slogdet(jacobian)[1].item(), rel=1e-5)
-
-
-def test_a_coupling_moves_its_entries_alone_and_little():
-    torch.manual_seed(0)
-    part, y = Coupling(2, torch.tensor([True, False, True]), 8), torch.randn(5, 3)
-    out, log_det = part(torch.randn(5, 2), y)
-    assert torch.equal(out[:, 1], y[:, 1]) and (out[:, 0] != y[:, 0]).all()
-    assert (log_det.abs() <= 1).all()  # two entries, each by at most e to the 1/2
-
-
-def test_disagreement_is_the_error_rate_of_a_function_on_a_class():
-    votes, truth = np.array([[0, 1], [1, -1], [2, 2], [0, -1]]), np.array([0, 0, 2, 1])
-    one = torch.nn.functional.one_hot
-    got = disagreement(
-        one(torch.tensor(truth), 3).float(),
-        one(torch.tensor(votes).clamp(min=0), 3).float(),
-        torch.tensor(votes >= 0).float(),
-    )
-    for f in range(2):
-        rows = [i for i in range(4) if votes[i, f] >= 0]
-        for k in range(3):
-            wrong = sum((votes[i, f] == k) != (truth[i] == k) for i in rows)
-            assert got[f, k].item() == pytest.approx(wrong / len(rows))
 
 
 def pair(seed: int) -> Data:
@@ -85,10 +48,14 @@ def test_bad_input_is_named():
         ({"error": (0.1, 0.2)}, "each of 5 functions"),
         ({"penalty": -1.0}, "penalty=-1"),
         ({"column": "truth"}, "no vectors"),
-        ({"column": "x"}, "no column 'x'"),
+        ({"column": "x"}, "needs column 'x'"),
     ):
         with pytest.raises(ValueError, match=words):
             LabelFlows(**{"steps": 1, **fields})(rows)
+    x = rows["features"].copy()
+    x[3, 1] = np.nan
+    with pytest.raises(ValueError, match="not finite for 1 of"):
+        LabelFlows(steps=1)(rows.with_(features=x))
     with pytest.raises(ValueError, match="no function votes"):
         LabelFlows()(rows.with_(votes=np.full((len(rows), 2), -1)))
 

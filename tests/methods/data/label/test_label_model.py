@@ -52,6 +52,8 @@ def test_bad_input_is_named():
         ({"smoothing": -1.0}, "smoothing=-1"),
         ({"prior": (0.5, 0.6)}, r"prior=\(0.5, 0.6\)"),
         ({"prior": (1.0,)}, "give 2 shares"),
+        ({"prior": (0.5, float("nan"))}, "give 2 shares"),
+        ({"table": "two_coins"}, "table='two_coins'"),
         ({"classes": 1}, "classes=1"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -75,7 +75,11 @@ def test_bad_rules_are_named(rule, words):
 
 def test_bad_functions_and_nothing_at_all_are_named():
     rows = Data.of({"text": ["a", "b"]})
-    for function, words in ((lambda d: [1], "not a whole number for each of 2"), (lambda d: [-2, 0], "votes for -2")):
+    for function, words in (
+        (lambda d: [1], "not a whole number for each of 2"),
+        (lambda d: [-2, 0], "votes for -2"),
+        (lambda d: [0, 40_000], "votes for 40000"),
+    ):
         with pytest.raises(ValueError, match=words):
             LabelVotes(functions=(function,))(rows)
     with pytest.raises(ValueError, match="no rules"):

@@ -69,6 +69,7 @@ def test_bad_input_is_named():
         ({"power": -1.0}, "power=-1"),
         ({"weak": at["spare"], "confidence": "truth"}, "does not have"),
         ({"confidence": "label"}, "from 0 to 1"),
+        ({"weak": at["spare"].with_(label=["x"] * 397)}, "`weak` must hold class numbers"),
         ({"weak": at["noisy"].take([])}, r"`weak`.*no rows"),
     ):
         with pytest.raises(ValueError, match=words):

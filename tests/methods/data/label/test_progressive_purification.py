@@ -90,6 +90,7 @@ def test_bad_input_is_named():
         (rows.with_(candidates=np.full((4, 10), 2)), {}, "0 or 1"),
         (rows.with_(candidates=np.ones((4, 3), np.int64)), {}, "of 3 classes"),
         (rows, {"doubts": at["teacher"], "doubt": 0.0}, "doubt=0"),
+        (rows.with_(label=np.array([0, 1, 2, 10])), {"doubts": at["teacher"]}, "labels run to 10"),
         (rows, {"threshold": 1.0}, "threshold=1"),
         (rows, {"window": 0}, "window=0"),
     ):

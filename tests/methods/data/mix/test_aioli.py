@@ -9,10 +9,10 @@ import torch
 
 from trainlore.claims import Claim
 from trainlore.methods.data.mix import aioli as module
-from trainlore.methods.data.mix.aioli import Aioli, law_matrix, positive, probes, updated
+from trainlore.methods.data.mix.aioli import Aioli, law_matrix, positive, probes
 from trainlore.methods.data.mix.uniform_mixture import UniformMixture
 from trainlore.nouns import Data
-from trainlore.primitives.domains import domain_losses, domains
+from trainlore.primitives.domains import domain_losses, domains, exponentiated
 from trainlore.runs import Run
 from trainlore.worlds import two_domains
 from trainlore.worlds.tiny import HOW, world
@@ -32,7 +32,7 @@ def test_the_matrix_is_made_positive_and_the_shares_take_an_exponential_step():
     assert torch.allclose(positive(raw), torch.tensor(even, dtype=torch.float64))
     assert positive(torch.zeros(2, 2)).tolist() == [[0.25, 0.25], [0.25, 0.25]]
     up = [0.2 * math.exp(0.5 * (even[0][0] + even[1][0])), 0.8 * math.exp(0.5 * 0.125)]
-    told = updated(torch.tensor([0.2, 0.8]), positive(raw), 0.5)
+    told = exponentiated(torch.tensor([0.2, 0.8]), positive(raw).sum(0), 0.5)
     assert told.tolist() == pytest.approx([u / sum(up) for u in up])
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trainlore.claims import Claim
-from trainlore.methods.data.mix.dynamic_mixing import DynamicMixing, differences, gate_loads, router, updated
+from trainlore.methods.data.mix.dynamic_mixing import DynamicMixing, differences, gate_loads, router
 from trainlore.methods.data.mix.uniform_mixture import UniformMixture
 from trainlore.nouns import Data, Model
 from trainlore.primitives.domains import domain_losses, domains
@@ -19,13 +19,6 @@ def test_differences_are_means_of_distances_with_the_zero_to_itself():
     g = np.random.default_rng(0).random((4, 3))
     by_hand = [sum(math.dist(g[i], g[j]) for j in range(4)) / 4 for i in range(4)]
     assert differences(torch.tensor(g)).tolist() == pytest.approx(by_hand)
-
-
-def test_the_step_of_the_weights():
-    w, d = [0.2, 0.3, 0.5], [0.1, 0.0, 0.05]
-    raw = [w[i] * math.exp(10 * d[i]) for i in range(3)]
-    by_hand = [0.95 * r / sum(raw) + 0.05 / 3 for r in raw]
-    assert updated(torch.tensor(w), torch.tensor(d), 10.0, 0.05).tolist() == pytest.approx(by_hand)
 
 
 def moe(seed=0):

@@ -1,28 +1,16 @@
-"""ProLong's recipe: positions, pools, rows, and short documents that are not forgotten."""
+"""ProLong's recipe: pools, rows, and short documents that are not forgotten."""
 
 from functools import cache
 
 import numpy as np
 import pytest
-import torch
 
 from trainlore.claims import Claim
-from trainlore.methods.data.mix.long_context_mix import LongContextMix, pool_shares, pools, raise_base
+from trainlore.methods.data.mix.long_context_mix import LongContextMix, pool_shares, pools
 from trainlore.nouns import Data
 from trainlore.primitives.losses import per_row, rowwise
 from trainlore.runs import Run
 from trainlore.worlds.tiny import world
-
-
-def test_the_base_of_the_positions():
-    model = raise_base(world("text")["model"], 8e6, 512)
-    rotary = model.net.model.rotary_emb
-    assert rotary.inv_freq.tolist() == pytest.approx([8e6 ** (-2 * i / 16) for i in range(8)])
-    assert model.window == 512 and model.net.config.rope_parameters["rope_theta"] == 8e6
-    again = type(model.net)(model.net.config)  # what a reload would build
-    assert torch.equal(again.model.rotary_emb.inv_freq, rotary.inv_freq)
-    with pytest.raises(ValueError, match="rotary"):
-        raise_base(world("digits")["model"], 8e6, 512)
 
 
 def test_pools_and_the_authors_shares():

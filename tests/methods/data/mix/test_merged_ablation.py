@@ -63,7 +63,7 @@ def test_losses_are_those_of_the_averaged_weights():
 
 
 @pytest.mark.parametrize(
-    "fields", [{"mixes": (("d9",),)}, {"mixes": ((),)}, {"largest": 0}, {"epochs": 0}, {"by": "nothing"}]
+    "fields", [{"mixes": (("d9",),)}, {"mixes": ((),)}, {"largest": 0}, {"epochs": 0}, {"shard": 0}, {"by": "nothing"}]
 )
 def test_bad_fields_are_named(fields):
     data, held_out = tenths()

@@ -1,16 +1,16 @@
-"""Data mixing laws: planted laws are found, their optimum too, and a junk domain is left out."""
+"""Data mixing laws: odds by given trainings, and a junk domain is left out."""
 
-import math
 from functools import cache
 
 import numpy as np
 import pytest
 
 from trainlore.claims import Claim
-from trainlore.methods.data.mix.mixing_laws import MixingLaws, best_mixture, fit_law, law, tried
+from trainlore.methods.data.mix.mixing_laws import MixingLaws
 from trainlore.methods.data.mix.uniform_mixture import UniformMixture
 from trainlore.nouns import Data
 from trainlore.primitives.domains import domain_losses, domains
+from trainlore.primitives.probes import best_mixture, mixing_law, tried_mixtures
 from trainlore.runs import Run
 from trainlore.worlds.tiny import HOW, world
 
@@ -18,44 +18,8 @@ T = np.array([[-1.5, 0.3, 1.2], [0.4, -1.1, 0.7]])  # two held-out domains, thre
 C, K = (1.2, 0.8), (1.5, 2.0)
 
 
-def planted(shares, noise=0.0):
-    y = np.stack([law(shares, c, k, t) for c, k, t in zip(C, K, T, strict=True)], 1)
-    return y + noise * np.random.default_rng(1).normal(size=y.shape)
-
-
-def test_the_law_term_by_term():
-    r = (0.2, 0.3, 0.5)
-    by_hand = 1.2 + 1.5 * math.exp(sum(t * x for t, x in zip(T[0], r, strict=True)))
-    assert law(np.array([r, r]), 1.2, 1.5, T[0]) == pytest.approx([by_hand, by_hand])
-
-
-def test_a_planted_law_is_found():
-    shares = tried(3, 12, np.random.default_rng(0))
-    assert np.allclose(shares.sum(1), 1) and shares[0] == pytest.approx([1 / 3] * 3)
-    for i in range(2):
-        c, k, t = fit_law(shares, planted(shares)[:, i])
-        assert (c, k) == pytest.approx((C[i], K[i]), abs=1e-3) and t == pytest.approx(T[i], abs=1e-3)
-
-
-def test_the_planted_optimum_is_approached():
-    """Against a grid over all shares, from noisy losses of few trainings; better the less noise there is."""
-    grid = np.array([(i, j, 60 - i - j) for i in range(61) for j in range(61 - i)]) / 60
-    shares, far = tried(3, 16, np.random.default_rng(0)), []
-    true = planted(grid).sum(1)
-    for noise in (0.03, 0.0):
-        laws = [fit_law(shares, y) for y in planted(shares, noise).T]
-        best = best_mixture(laws, (1, 1))
-        assert best.min() >= 0 and best.sum() == pytest.approx(1)
-        far.append(float(planted(best[None]).sum() - true.min()))
-    assert (
-        far[0] < 0.05 * (true.max() - true.min())
-        and abs(far[1]) < 1e-3 < planted(np.full((1, 3), 1 / 3)).sum() - true.min()
-    )
-
-
-def test_one_target_is_served_from_a_corner():
-    laws = [(C[0], K[0], T[0])]
-    assert best_mixture(laws, (1,)) == pytest.approx([1, 0, 0], abs=1e-6)
+def planted(shares):
+    return np.stack([mixing_law(shares, c, k, t) for c, k, t in zip(C, K, T, strict=True)], 1)
 
 
 class Fake:
@@ -64,7 +28,7 @@ class Fake:
 
 
 def test_given_trainings_need_no_held_out_rows():
-    shares = tried(3, 8, np.random.default_rng(0))
+    shares = tried_mixtures(3, 8, np.random.default_rng(0))
     runs = tuple((tuple(r), tuple(y)) for r, y in zip(shares.tolist(), planted(shares).tolist(), strict=True))
     loop, part = Fake(), MixingLaws(runs=runs, weights={"0": 3, "1": 1})
     odds = part.odds(loop, part.start(loop))
@@ -80,10 +44,10 @@ def test_given_trainings_need_no_held_out_rows():
         ({"runs": (((0.5, 0.5), (1.0,)),)}, "runs"),
         ({"runs": (((0.5, 0.3, 0.2), (1.0,)),) * 5}, "different"),
         ({"runs": (((0.5, 0.3, 0.2), (-1.0,)),) * 5}, "above 0"),
-        ({"held_out": Data.of({"domain": ["a"]}), "mixtures": 0}, "mixtures"),
+        ({"held_out": Data.of({"domain": ["a"]}), "mixtures": 3}, "3 domains need mixtures of at least 4"),
         (
             {
-                "runs": tuple((tuple(r), (2.0,)) for r in tried(3, 8, np.random.default_rng(0)).tolist()),
+                "runs": tuple((tuple(r), (2.0,)) for r in tried_mixtures(3, 8, np.random.default_rng(0)).tolist()),
                 "weights": {"z": 1},
             },
             "z",

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from trainlore.claims import Claim
+from trainlore.methods.data.order import difficulty_curriculum as module
 from trainlore.methods.data.order.difficulty_curriculum import (
     DifficultyCurriculum,
     normalised,
@@ -31,8 +32,11 @@ def test_the_heuristics_by_hand():
     )
 
 
-def test_percentiles_are_those_of_the_authors_density():
+@pytest.mark.parametrize("pairs", [1, 7, 1 << 22])
+def test_percentiles_are_those_of_the_authors_density(pairs, monkeypatch):
     from scipy.stats import gaussian_kde
+
+    monkeypatch.setattr(module, "PAIRS", pairs)
 
     for q in (0, 1):
         rows = np.flatnonzero(q == QUERY)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from trainlore.claims import Claim
-from trainlore.methods.data.order.order_effects import OrderEffects, block_of, expanded, flat, loss_at, put, walk
-from trainlore.primitives.gradients import gradient_sum
+from trainlore.methods.data.order.order_effects import OrderEffects, block_of, expanded, loss_at, walk
+from trainlore.primitives.gradients import flat_weights, gradient_sum, put_weights
 from trainlore.runs import Run
 from trainlore.worlds.tiny import world
 
@@ -86,10 +86,10 @@ def measure(seed: int, arm: str) -> float:
     pieces = [rows.where(block_of(len(rows), 6) == k) for k in range(6)]
 
     def slope(t, weights, b):
-        put(model, weights)
+        put_weights(model, weights)
         return gradient_sum(run, model, pieces[b]) / len(pieces[b])
 
-    start = flat(model)
+    start = flat_weights(model)
     true = [loss_at(run, model, walk(start, order, slope, 0.003)[-1], judge.held_out) for order in notes["orders"]]
     said = notes["estimates"] if arm == "method" else run.numpy("rival").random(12)
     return float(spearmanr(said, true).statistic)

@@ -52,6 +52,12 @@ def test_a_share_that_is_none(keep):
         Run(0).fit(world("digits")["model"], world("digits")["data"], RS2(keep=keep), steps=1, **HOW["digits"])
 
 
+def test_rows_of_others_are_nobodys():
+    s = {"left": torch.tensor([True, False, True, True]), "next": torch.ones(4, dtype=torch.bool)}
+    RS2().batch(None, s, {"row": torch.tensor([0, 1, -1])})
+    assert s["left"].tolist() == [False, False, True, True] and s["next"].tolist() == [True, False, True, True]
+
+
 def measure(seed: int, arm: str) -> float:
     """Test accuracy after 100 steps on a tenth of the rows at a time: a fresh tenth each round, or one for ever."""
     nouns, run = world("digits", seed), Run(seed)

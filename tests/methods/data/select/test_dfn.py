@@ -4,38 +4,15 @@ from functools import cache
 
 import numpy as np
 import pytest
-import torch
 
 from trainlore.claims import Claim
-from trainlore.methods.data.select.dfn import DFN, _bags, contrastive
+from trainlore.methods.data.select.dfn import DFN
 from trainlore.methods.data.select.random_rows import RandomRows
 from trainlore.nouns import Data
 from trainlore.nouns.hugging import preset
-from trainlore.primitives.ngrams import Hasher
 from trainlore.runs import Run
 from trainlore.worlds import data, two_domains
 from trainlore.worlds.tiny import HOW
-
-
-def test_the_contrastive_loss_is_the_textbooks():
-    rng = torch.Generator().manual_seed(0)
-    a, b = (torch.nn.functional.normalize(torch.randn(4, 3, generator=rng, dtype=torch.float64), dim=1) for _ in "ab")
-    c, total = 1 / 0.07, 0.0
-    for i in range(4):
-        row = [c * float(a[i] @ b[j]) for j in range(4)]
-        column = [c * float(a[j] @ b[i]) for j in range(4)]
-        total -= row[i] - np.log(np.exp(row).sum()) + column[i] - np.log(np.exp(column).sum())
-    assert contrastive(a, b, torch.tensor(c)).item() == pytest.approx(total / 8)
-    same = torch.ones(5, 1)
-    assert contrastive(same, same, torch.tensor(c)).item() == pytest.approx(np.log(5))  # nothing told apart
-
-
-def test_bags_hold_the_n_grams_of_each_row():
-    texts = ["a b a", "", "c"]
-    bags, grams = _bags(Hasher(2, 50), texts), next(Hasher(2, 50).grams(texts))
-    for i in range(3):
-        assert sorted(bags[i][bags[i] > 0] - 1) == sorted(grams.bucket[grams.row == i])
-    assert bags.shape == (3, 5)
 
 
 def test_wrong_labels_match_worse_than_right_ones_and_the_highest_are_kept():
@@ -79,6 +56,7 @@ def test_bad_input_is_named():
         ({"steps": 0}, "steps"),
         ({"keep": 1.5}, "keep=1.5"),
         ({"trusted": some.take([])}, "trusted data was given no rows"),
+        ({"columns": ("text", "text"), "trusted": some.take([0])}, "a single pair"),
     ):
         with pytest.raises(ValueError, match=message):
             DFN(**{"trusted": some, "steps": 1, **fields})(some)

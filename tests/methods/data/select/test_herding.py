@@ -45,6 +45,7 @@ def test_bad_input_is_named():
     for fields, source, said in (
         ({"keep": 0.0}, pool(), "keep=0.0"),
         ({"by": "kind"}, pool(), "'kind'"),
+        ({"by": "name"}, pool().with_(name=["a"] * 29 + [None]), "no domain in 1 row"),
         ({"metric": "dot"}, pool(), "metric='dot'"),
         ({}, pool().take([]), "no rows"),
     ):

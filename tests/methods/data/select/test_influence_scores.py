@@ -6,51 +6,12 @@ import torch
 
 from trainlore.claims import Claim
 from trainlore.methods.data.select import influence_scores
-from trainlore.methods.data.select.influence_scores import InfluenceScores, input_slopes, spread, surprise, within_class
-from trainlore.nouns import Data, Model
+from trainlore.methods.data.select.influence_scores import InfluenceScores
+from trainlore.nouns import Model
 from trainlore.nouns.hugging import preset
 from trainlore.runs import Run
 from trainlore.worlds import data
 from trainlore.worlds.tiny import HOW, world
-
-
-def test_the_spread_is_the_mean_standard_deviation_over_checkpoints():
-    rng = np.random.default_rng(0)
-    slopes, counted = rng.normal(size=(4, 5, 6)), rng.random((5, 6)) < 0.7
-    got = spread(torch.tensor(slopes), torch.tensor(counted))
-    for i in range(5):
-        by_hand = [np.std([slopes[k, i, d] for k in range(4)]) for d in range(6) if counted[i, d]]
-        assert got[i].item() == pytest.approx(np.mean(by_hand))
-
-
-def test_standardizing_and_pvi_by_hand():
-    score, label = np.array([1.0, 3.0, 10.0, 20.0, 5.0]), np.array([0, 0, 7, 7, 2])
-    assert within_class(score, label).tolist() == [-1.0, 1.0, -1.0, 1.0, 0.0]
-    logprob = np.log([0.4, 0.1, 0.8, 0.2, 0.2])
-    assert np.exp(surprise(logprob, label)).tolist() == pytest.approx([1.0, 4.0, 0.5, 2.0, 1.0])
-
-
-def test_input_slopes_are_the_rows_of_a_linear_layer_and_those_of_embeddings():
-    at = world("digits")
-    linear, batch = Model(torch.nn.Linear(64, 10)), at["data"].batch(range(5))
-    assert torch.allclose(input_slopes(linear, batch), linear.net.weight[batch["labels"]])
-    from transformers import BertConfig, BertForSequenceClassification
-
-    small = {
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 8,
-        "num_labels": 3,
-    }
-    bert = Model(BertForSequenceClassification(BertConfig(vocab_size=20, **small)).eval(), "classifier")
-    rows = Data.of({"input_ids": [[3, 4, 5], [6, 7, 8, 9, 10]], "label": [0, 2]})
-    slopes = input_slopes(bert, batch := rows.batch(range(2)))
-    table = bert.net.get_input_embeddings().weight
-    by_token = torch.autograd.grad(bert(batch)[1, 2], table)[0].mean(1)
-    assert torch.allclose(slopes[1, :5], by_token[[6, 7, 8, 9, 10]], atol=1e-6)
-    scored = InfluenceScores(model=bert, keep=1.0, checkpoints=2, by_class=False, batch_size=1)(Run(0), rows)
-    assert (scored["vog"] > 0).all()
 
 
 def test_forgetting_counts_right_answers_that_were_lost(monkeypatch):
@@ -60,16 +21,32 @@ def test_forgetting_counts_right_answers_that_were_lost(monkeypatch):
     class Told(Run):
         def fit(self, model, data, part, **how):
             loop = type("Loop", (), {"data": data})
-            part.start(loop)
+            s = part.start(loop)
             for k in range(4):
                 batch = data.batch(range(4))
                 out = torch.nn.functional.one_hot(batch["labels"], 10).float()
                 out *= torch.tensor([1.0 if answers[i][k] else -1.0 for i in range(4)])[:, None]
-                part.loss(loop, {}, batch, out, lambda b, o: o)
+                part.loss(loop, s, batch, out, lambda b, o: o)
+                part.watch(loop, s, {})
             return model
 
     out = InfluenceScores(model=at["model"], score="forgetting", keep=1.0, epochs=4.0, by_class=False)(Told(0), rows)
     assert out["forgetting"].tolist() == [2.0, 5.0, 0.0, 1.0]
+
+
+def test_what_it_remembers_survives_a_stop(tmp_path):
+    found = []
+    for stops in ((None,), (7, None)):  # in one go, and stopped and gone on with
+        for until in stops:
+            at, seen = world("digits"), {}
+            part, how = influence_scores._Remember(looks=3, seen=seen), {"epochs": 2.0, "batch_size": 32, "lr": 0.01}
+            Run(0).fit(at["model"], at["data"], part, until=until, folder=tmp_path if len(stops) > 1 else None, **how)
+        found.append(seen)
+    for name in ("right", "ever", "lost"):
+        assert torch.equal(found[0][name], found[1][name]) and found[0][name].any()
+    for one, two in zip(found[0]["weights"], found[1]["weights"], strict=True):
+        assert all(torch.equal(one[k], two[k]) for k in one)
+    assert len(found[1]["weights"]) == 3
 
 
 @pytest.mark.parametrize("score", ["vog", "forgetting", "pvi", "tracin"])
@@ -105,6 +82,7 @@ def test_bad_input_is_named():
     for fields, name in (
         ({"keep": 0.0, "epochs": 1.0}, "keep=0"),
         ({"skip_top": 1.0}, "skip_top=1"),
+        ({"score": "loss"}, "score='loss'"),
         ({"checkpoints": 1}, "checkpoints=1"),
         ({"checkpoints": 0, "score": "pvi"}, "checkpoints=0"),
         ({"model": text}, "classifier"),

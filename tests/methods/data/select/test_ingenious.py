@@ -67,6 +67,12 @@ def test_training_stays_in_one_subset_between_draws():
         assert len(set(log.seen[at] + log.seen[at + 1])) == 32  # each pass sees all of it
 
 
+def test_rows_of_others_are_nobodys():
+    s = {"left": torch.ones(4, dtype=torch.bool)}
+    Ingenious().batch(None, s, {"row": torch.tensor([1, -1])})
+    assert s["left"].tolist() == [True, False, True, True]
+
+
 def test_layers_and_bad_fields():
     model, how = llama(0), {**HOW["text"], "steps": 2}
     few = model.encode(Data(two_domains.make(40, seed=0)))

@@ -4,10 +4,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from trainlore.claims import Claim
-from trainlore.methods.data.select.instruct_mining import InstructMining, blend_search, fit_rule
+from trainlore.methods.data.select.instruct_mining import InstructMining
 from trainlore.methods.data.select.random_rows import RandomRows
 from trainlore.nouns import Data
 from trainlore.primitives.losses import per_row, rowwise
@@ -21,33 +20,6 @@ def test_the_papers_rule():
     out = InstructMining(keep=0.34)(data)
     want = [1.0694 - 0.1498 + 0.008257 - 0.4675, 1.0694 - 0.2996, 1.0694 - 0.9350]
     assert out.whole()["instruct_mining"].tolist() == pytest.approx(want) and out.ids.tolist() == [2]
-
-
-def test_a_rule_is_fitted_and_what_does_not_matter_is_dropped():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(60, 3))
-    y = 0.4 - 0.5 * x[:, 0] + 0.01 * rng.normal(size=60)
-    intercept, weights = fit_rule(x, y, level=1e-4)
-    line = stats.linregress(x[:, 0], y)
-    assert weights.tolist() == [pytest.approx(line.slope), 0, 0] and intercept == pytest.approx(line.intercept)
-    both = fit_rule(x, y + 0.2 * x[:, 2], level=1e-4)[1]
-    assert both == pytest.approx([-0.5, 0, 0.2], abs=0.01) and both[1] == 0
-    with pytest.raises(ValueError, match="no indicator"):
-        fit_rule(x, rng.normal(size=60), level=1e-6)
-    with pytest.raises(ValueError, match="3 probes are too few for 3"):
-        fit_rule(x[:3], y[:3])
-
-
-def test_the_search_finds_the_cheapest_amount():
-    tried = []
-
-    def cost(amount):
-        tried.append(amount)
-        return (np.log(amount) - np.log(40)) ** 2
-
-    best, seen = blend_search(cost, 5, 500, 12, np.random.default_rng(0))
-    assert 30 < best < 55 and len(seen) == len(tried) <= 12 and tried[0] == 5 and all(5 <= n <= 500 for n in tried)
-    assert blend_search(lambda n: -n, 3, 5, 50, np.random.default_rng(0))[0] == 5
 
 
 def test_what_is_missing_is_made():
@@ -67,12 +39,20 @@ def test_what_is_missing_is_made():
 def test_bad_input_is_named():
     data = Data.of({"text": ["a b", "c d e"], "reward": [0.0, np.nan]})
     for fields, said in (
-        ({}, "'knn_6' needs an `encoder`"),
+        ({"indicators": ("length", "knn_6")}, "without an `encoder` needs column 'knn_6'"),
         ({"indicators": ("charm",), "weights": (1.0,)}, "'charm'"),
-        ({"indicators": ("reward",), "weights": (1.0,)}, "reward is not a number"),
+        ({"indicators": ("reward",), "weights": (1.0,)}, "'reward' must hold one number"),
         ({"indicators": ("length",)}, "1 indicators and 3 weights"),
         ({"indicators": ("length",), "probes": Data.of({"length": [1.0]})}, "'loss'"),
-        ({"indicators": ("length",), "weights": (1.0,), "trials": 2}, "needs a `model`"),
+        ({"indicators": ("length",), "probes": Data.of({"length": [1.0], "loss": [0.0]})}, "`loss` must be above 0"),
+        (
+            {"indicators": ("length",), "probes": Data.of({"length": [np.nan], "loss": [1.0]})},
+            "`probes`: column 'length'",
+        ),
+        ({"indicators": ("text",), "weights": (1.0,)}, "'text' must hold one number"),
+        ({"indicators": (), "weights": ()}, "one indicator or more"),
+        ({"indicators": ("length",), "weights": (1.0,), "trials": -1}, "trials from 0"),
+        ({"indicators": ("length",), "weights": (1.0,), "trials": 2}, "needs `model`"),
     ):
         with pytest.raises(ValueError, match=said):
             InstructMining(**fields)(data)

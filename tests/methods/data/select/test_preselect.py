@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from trainlore.claims import Claim
-from trainlore.methods.data.select.preselect import PreSelect, bags, extremes, predictive_strength
+from trainlore.methods.data.select.preselect import PreSelect, extremes, predictive_strength
 from trainlore.methods.data.select.random_rows import RandomRows
 from trainlore.nouns import Data
 from trainlore.nouns.hugging import preset
 from trainlore.primitives.losses import per_row, rowwise
-from trainlore.primitives.ngrams import Hasher
 from trainlore.runs import Run
 from trainlore.worlds.tiny import HOW, llama, world
 
@@ -38,14 +37,6 @@ def test_extremes_are_those_with_all_pairs_right_and_as_many_from_the_bottom():
     assert strong.tolist() == [0] and weak.tolist() == [3]
     strong, weak = extremes(strength, 0.5)
     assert sorted(strong) == [0, 2, 5] and sorted(weak) == [1, 3, 4]
-
-
-def test_bags_are_counts_of_length_one():
-    texts = ["a b a", "", "c c"]
-    got, grams = np.concatenate([x.toarray() for x in bags(Hasher(2, 64), texts)]), next(Hasher(2, 64).grams(texts))
-    for i, row in enumerate(got):
-        count = np.bincount(grams.bucket[grams.row == i], minlength=64)
-        assert np.allclose(row, count / max(1, np.linalg.norm(count)))
 
 
 def test_it_finds_the_domain_its_models_differ_in():

@@ -4,10 +4,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-import torch
 
 from trainlore.claims import Claim
-from trainlore.methods.data.select.qurating import QuRating, bradley_terry, linear_rater, standardized
+from trainlore.methods.data.select.qurating import QuRating
 from trainlore.methods.data.select.random_rows import RandomRows
 from trainlore.nouns import Data, Model
 from trainlore.primitives.losses import per_row, rowwise
@@ -29,28 +28,6 @@ def judged(n=200, seed=5):
             "share": np.where(turned, 0.1, 0.9),
         }
     )
-
-
-def test_the_loss_is_bradley_terrys():
-    s, r, p = (torch.tensor(x, dtype=torch.float64) for x in ([2.0, 0.0, -1.0], [1.0, 0.0, 3.0], [1.0, 0.5, 0.2]))
-    want = [
-        -(p_ * np.log(1 / (1 + np.exp(b - a))) + (1 - p_) * np.log(1 / (1 + np.exp(a - b))))
-        for a, b, p_ in zip(s, r, p, strict=True)
-    ]
-    assert torch.allclose(bradley_terry(s, r, p), torch.stack(list(map(torch.as_tensor, want))))
-    assert bradley_terry(s, r, p)[1].item() == pytest.approx(np.log(2))
-
-
-def test_the_linear_rater_is_where_the_gradient_vanishes():
-    from scipy.sparse import csr_matrix
-
-    rng = np.random.default_rng(0)
-    x, share = rng.normal(size=(20, 5)), rng.random(20)
-    w = linear_rater(csr_matrix(x), share, 0.3)
-    slope = 0.3 * w
-    for d, p in zip(x, share, strict=True):
-        slope = slope - (p - 1 / (1 + np.exp(-d @ w))) * d
-    assert np.abs(slope).max() < 1e-3 and np.abs(w).max() > 0.1
 
 
 def test_rows_are_drawn_by_the_rating_over_the_temperature():
@@ -84,7 +61,6 @@ def test_only_sure_pairs_teach_and_every_domain_keeps_its_part():
         kept = QuRating(pairs=pairs, domains="made", **budget, **how)(data)
         mine, all_ = words(kept), words(data)
         assert all(mine[m] / all_[m] == pytest.approx(0.3, abs=0.06) for m in all_)
-    assert standardized(np.ones(3)).tolist() == [0, 0, 0]
 
 
 def test_a_network_learns_to_rate():

@@ -68,6 +68,7 @@ def test_bad_input_is_named():
         ({"identities": 0.0}, "identities"),
         ({"keep": 0.0}, "keep=0.0"),
         ({"group": "name"}, "'name'"),
+        ({"target": Data.of({"features": np.ones((3, 5), np.float32)})}, "2 numbers and the `target` 5"),
         ({"keep": 0.01}, "lower identities"),
         ({"keep": 0.5, "identities": 0.1, "clusters": 2}, "raise identities"),
     ):

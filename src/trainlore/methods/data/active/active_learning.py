@@ -1,24 +1,15 @@
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
+from trainlore.primitives.asking import answers, filled, kappa
 from trainlore.primitives.uncertainty import entropy, predicted
 from trainlore.runs import Run
 from trainlore.verbs import Curate, Fit, Part, method
-
-
-def kappa(first: np.ndarray, second: np.ndarray) -> float:
-    """Cohen's kappa of two labellings (N,): agreement beyond what the labels' frequencies alone would give; at most 1."""
-    _, codes = np.unique(np.concatenate([first, second]), return_inverse=True)
-    a, b = np.split(codes, 2)
-    chance = float((np.bincount(a, minlength=codes.max() + 1) * np.bincount(b, minlength=codes.max() + 1)).sum())
-    chance /= len(a) ** 2
-    return 1.0 if chance == 1 else (float((a == b).mean()) - chance) / (1 - chance)
 
 
 @method(
@@ -35,18 +26,16 @@ class ActiveLearning(Fit):
     ## What it does
     Trains on the first labelled rows. Then, every round, `acquire` looks at the pool without its labels and with the
     network of now, and picks `count` rows; their labels are asked for, the rows go from the pool to the training rows,
-    and the network is trained anew from the weights it was given. It stops after `rounds`, when the pool is empty, when a
-    row asked for has no answer, or by a rule:
+    and the network is trained anew from the weights it was given. It stops after `rounds`, when the pool is empty, when
+    a row asked for has no answer, or by a rule; the model's `about["asked"]` has rows, labels and both measures by
+    round:
 
-        agreement   mean of the last `window` kappas between successive networks on a fixed sample of the pool >= agreement
+        agreement   mean of the last `window` kappas of successive networks on a fixed sample of the pool >= agreement
         certain     mean over the rest of the pool of entropy / log(classes) < certain
 
-    What was asked in which round, with which label, is in the model's `about["asked"]`, with both measures.
-
     ## Claim
-    Fewer labels for the same accuracy than asking for random rows. How much fewer is up to `acquire`: see there. Of the
-    rule `agreement`: where kappa is at least T > 0, F1 of two successive networks differs by at most 4 (1 - T) / T
-    (arXiv:1504.06329).
+    Fewer labels for the same accuracy than asking for random rows; how much fewer is up to `acquire`. Of `agreement`:
+    where kappa is at least T > 0, F1 of two successive networks differs by at most 4 (1 - T) / T (arXiv:1504.06329).
 
     ## Cost
     `rounds` + 1 trainings, a pass over the pool a round for `acquire`, and one for the rule.
@@ -55,27 +44,28 @@ class ActiveLearning(Fit):
     `acquire`; `count`: small batches learn more from each label, BaaL's authors saw little loss up to some hundred.
 
     ## Watch out
-    The rows asked for are no sample: error bars and thresholds made from them are wrong; keep random rows for testing. They are
-    chosen for this network: another may do worse on them than on random rows. With few labels to begin with, a confident network
-    asks for one class over and over. `about["waiting"]` lists asked rows without an answer: label them, run again, and the same
-    questions come up, are answered, and it goes on.
+    The rows asked for are no sample: error bars and thresholds from them are wrong; keep random rows for testing.
+    Another network may do worse on them than on random rows. With few labels to begin with, a confident network asks
+    for one class over and over. `about["waiting"]` lists asked rows without an answer: label them, run again, and it
+    goes on.
 
     ## Differs from the paper
-    There is no one paper: the loop is Lewis and Gale's (1994), the rules are those of small-text (`agreement` after Bloodgood and
-    Vijay-Shanker, whose defaults 3 and 0.99 are used there; `certain` after Zhu and others, 0.05). small-text compares changes of kappa.
+    No one paper: the loop is Lewis and Gale's (1994), the rules are small-text's (`agreement` after Bloodgood and
+    Vijay-Shanker, there 3 and 0.99; `certain` after Zhu and others, 0.05), which compares changes of kappa.
 
     ## See also
-    `uncertainty`, `bald`, `batch_bald`, `pcoreset` to ask; `hast` to learn from the rows nobody was asked about; `trainlore label`.
+    `uncertainty`, `bald`, `batch_bald`, `pcoreset` to ask; `hast` for the rows nobody was asked about; `trainlore
+    label`.
     """
 
     pool: Data
     """Rows to ask about; those who pick never see their labels."""
     acquire: Curate
-    """What picks: a selector with a `count` (or `picks`, or a share `keep`); its `model` and `labelled` are filled in."""
+    """What picks: a selector with `count` (or `picks`, or a share `keep`); its `model` and `labelled` are filled in."""
     oracle: str | Data = "label"
     """Where labels come from: a column of the pool, or rows of `row` (an id of the pool) and `label`, or their file."""
     ids: str | None = None
-    """The pool's column that `row` of the answers speaks of; none: the rows' own ids (of a file, their places in it)."""
+    """The pool's column that `row` of the answers speaks of; none: the rows' ids (of a file, their places in it)."""
     learn: Fit | None = None
     """How to train, such as `hast`; its `unlabelled` is filled in. Without: plain training with `inner`."""
     inner: tuple[Part, ...] = ()
@@ -99,41 +89,29 @@ class ActiveLearning(Fit):
     lr: float = 1e-3
     """Learning rate of each plain training."""
 
-    tiny = {
-        "world": "digits",
-        "pool": "$spare",
-        "oracle": "truth",
-        "acquire": {"uncertainty": {}},
-        "rounds": 2,
-        "steps": 5,
-        "lr": 1e-2,
-        "agreement": 0.99,
-    }
+    tiny = {"world": "digits", "pool": "$spare", "oracle": "truth", "acquire": {"uncertainty": {}}, "rounds": 2,
+            "steps": 5, "lr": 1e-2, "agreement": 0.99}  # fmt: skip
 
     def __call__(self, run: Run, model: Model, data: Data) -> Model:
         data.need("label", who="active_learning")
         self.pool.need(who="active_learning's `pool`")
         if self.count < 1 or self.rounds < 0 or self.window < 1:
             raise Bad(f"count={self.count}, rounds={self.rounds}, window={self.window}: give at least 1, 0 and 1")
-        if len(np.unique(self.pool.ids)) < len(self.pool):
-            raise Bad("the pool holds a row twice: take each once")
-        answers = self._answers()
-        hidden = {"label", self.oracle} if isinstance(self.oracle, str) else {"label"}
-        rest = self.pool.without(*hidden)
-        judged = self.pool.take(run.numpy("active_learning", "stop").permutation(len(rest))[:2000]).without(*hidden)
+        known = answers(self.pool, self.oracle, self.ids, "active_learning")
+        rest = self.pool.without(*{"label", self.oracle if isinstance(self.oracle, str) else "label"})
+        judged = rest.take(run.numpy("active_learning", "stop").permutation(len(rest))[:2000])
         told: list[dict[str, Any]] = []
         waiting: list[int] = []
         now = self._train(run, model, data, rest)
         before = self._classes(run, now, judged)
         for turn in range(1, self.rounds + 1):
-            if not len(rest) or waiting or self._done(told):
+            if not len(rest) or self._done(told):
                 break
             asked = self._asked(run, now, data, rest)
             ids = asked.ids.tolist()
-            waiting = [i for i in ids if i not in answers]
-            if waiting:
+            if waiting := [i for i in ids if i not in known]:
                 break
-            labels = [answers[i] for i in ids]
+            labels = [known[i] for i in ids]
             data = data.join(asked.with_(label=np.array(labels, np.int64)))
             rest = rest.where(~np.isin(rest.ids, ids))
             now = self._train(run, model if self.restart else now, data, rest)
@@ -148,51 +126,24 @@ class ActiveLearning(Fit):
         now.about |= {"asked": told, "waiting": waiting}
         return now
 
-    def _answers(self) -> dict[int, int]:
-        """The label of each row of the pool that has one, by its id."""
-        if isinstance(self.oracle, str) and self.oracle in self.pool.columns:
-            return dict(zip(self.pool.ids.tolist(), np.asarray(self.pool[self.oracle]).tolist(), strict=True))
-        if isinstance(self.oracle, str) and "." not in self.oracle:
-            raise Bad(
-                f"oracle={self.oracle!r} is no column of the pool; there are {', '.join(self.pool.columns)}. Else give rows of row and label"
-            )
-        told = Data.of(self.oracle)
-        told.need("row", "label", who="active_learning's `oracle`")
-        said = dict(
-            zip(np.asarray(told["row"]).tolist(), told["label"].tolist(), strict=True)
-        )  # the last word on a row counts
-        names = self.pool.ids if self.ids is None else self.pool[self.ids]
-        return {
-            i: said[n] for i, n in zip(self.pool.ids.tolist(), np.asarray(names).tolist(), strict=True) if n in said
-        }
-
     def _asked(self, run: Run, now: Model, data: Data, rest: Data) -> Data:
-        """The rows of the rest that the picker wants labelled."""
         count = min(self.count, len(rest))
         fill = {"model": now, "labelled": data, "count": count, "picks": count, "keep": count / len(rest)}
-        asked = run.step(_filled(self.acquire, fill), rest)
+        asked = run.step(filled(self.acquire, fill), rest)
         if not len(asked) or not np.isin(asked.ids, rest.ids).all() or len(set(asked.ids.tolist())) < len(asked):
             raise Bad(f"acquire={type(self.acquire).__name__} must pick rows of the pool, each once, and at least one")
         return asked
 
     def _train(self, run: Run, model: Model, data: Data, rest: Data) -> Model:
         if self.learn is not None:
-            return run.step(_filled(self.learn, {"unlabelled": rest}), model.copy(), data)
-        how = {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr}
-        return run.fit(model.copy(), data, *self.inner, **how)
+            return run.step(filled(self.learn, {"unlabelled": rest}), model.copy(), data)
+        return run.fit(model.copy(), data, *self.inner, steps=self.steps, batch_size=self.batch_size, lr=self.lr)
 
     def _classes(self, run: Run, now: Model, judged: Data) -> np.ndarray | None:
         return None if self.agreement is None else predicted(run, now, judged).argmax(-1).numpy()
 
     def _done(self, told: list[dict[str, Any]]) -> bool:
-        """Whether a rule says that more labels would change little."""
         kappas = [t["kappa"] for t in told[-self.window :] if "kappa" in t]
         if self.agreement is not None and len(kappas) == self.window and np.mean(kappas) >= self.agreement:
             return True
         return self.certain is not None and bool(told) and told[-1].get("entropy", 1.0) < self.certain
-
-
-def _filled(step: Any, values: dict[str, Any]) -> Any:
-    """The method with those of the values that it has a field for."""
-    has = {f.name for f in dataclasses.fields(step)}
-    return dataclasses.replace(step, **{k: v for k, v in values.items() if k in has})

@@ -29,6 +29,8 @@ def greedy(
     a row whose last known gain is below the best new one is not looked at again. Gains are exact while K^rows <= `outcomes`.
     """
     alone, given = mutual_information(shares).numpy(), entropy(shares).mean(0).numpy()
+    if not np.isfinite(alone).all():
+        raise Bad(f"the network's shares are not finite for {(~np.isfinite(alone)).sum()} rows: it has diverged")
     bound, known = alone.copy(), 0.0
     picked: list[int] = []
     gains: list[float] = []
@@ -75,16 +77,17 @@ class BatchBALD(Curate):
         I(B) = H( labels of B ) - mean_t sum_{x in B} H( p_t(x) ),   H over the mixture of the t networks
 
     so that a row which says the same as one already picked adds little. The joint entropy is exact while B has at most
-    `outcomes` possible labellings, then estimated from as many drawn ones. The column `batch_bald` holds what each picked
-    row added.
+    `outcomes` possible labellings, then estimated from as many drawn ones. The column `batch_bald` holds what each
+    picked row added.
 
     ## Claim
-    Greedy picking reaches at least 1 - 1/e of the best batch. On repeated and plain MNIST, EMNIST and CINIC-10 better than
-    `bald`, which asks for near copies and can be worse than random rows.
+    Greedy picking reaches at least 1 - 1/e of the best batch. On repeated and plain MNIST, EMNIST and CINIC-10 better
+    than `bald`, which asks for near copies and can be worse than random rows.
 
     ## Cost
     `draws` passes over the pool, then for each pick a product of (outcomes x draws) and (draws x classes) for every row
-    whose gain may still be the highest. Memory: draws x rows x classes x 8 bytes, 1.6 GB for 20 draws, 10 classes, 1 M rows.
+    whose gain may still be the highest. Memory: draws x rows x classes x 8 bytes, 1.6 GB for 20 draws, 10 classes, 1 M
+    rows.
 
     ## Fields worth tuning
     `draws`: more than for `bald`, the batch is told apart by them; `outcomes` for speed.

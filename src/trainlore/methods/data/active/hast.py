@@ -21,8 +21,8 @@ def verified(shares: Tensor, points: Tensor, k: int, sure: float, agree: float) 
     nearest others by cosine, and makes up more than `agree` of them.
     """
     top = shares.max(1)
-    votes = torch.nn.functional.one_hot(top.indices[nearest(points, k)[1]], shares.shape[1]).double().mean(1)
-    crowd = votes.max(1)
+    said = top.indices[nearest(points, k)[1]]
+    crowd = (torch.zeros(shares.shape).scatter_add_(1, said, torch.ones(said.shape)).double() / k).max(1)
     kept = ((top.values > sure) & (crowd.indices == top.indices) & (crowd.values > agree)).numpy()
     return np.flatnonzero(kept), top.indices.numpy()[kept]
 
@@ -30,7 +30,7 @@ def verified(shares: Tensor, points: Tensor, k: int, sure: float, agree: float) 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
     """What a made label counts, by how frequent its class is among them: (N,) -> float64 (N,), from 2.7 to 10.
 
-    10 / (1 + exp(-(m - n) / n)) with n labels of the class and m = N / classes rounded down: 5 where the class is average.
+    10 / (1 + exp(-(m - n) / n)) with n labels of the class and m = N // classes: 5 where the class is of average size.
     """
     n = np.bincount(labels, minlength=classes)[labels]
     return 10 / (1 + np.exp(-(len(labels) // classes - n) / n))
@@ -51,7 +51,7 @@ class HAST(Fit):
     """Train again with the rows whose predicted class their neighbours confirm.
 
     ## What it does
-    Between two rounds of asking: trains on the labelled rows, predicts the others, and takes a prediction for a label if
+    Between two rounds of asking: trains on labelled rows, predicts the others, and takes a prediction for a label if
 
         max_k p_k > sure,   the class is the most frequent among the k nearest rows,   and has more than `agree` of them
 
@@ -62,30 +62,30 @@ class HAST(Fit):
     so that a class of average size weighs 5 * `weight`, a small one up to twice that, a large one about half.
 
     ## Claim
-    With SetFit and 130 labels (30, then 10 rounds of 10) above four other ways of self-training on four text benchmarks; on three
-    of them level with earlier results that took four times the labels.
+    With SetFit and 130 labels (30, then 10 rounds of 10) above four other ways of self-training on four text
+    benchmarks; on three of them level with earlier results that took four times the labels.
 
     ## Cost
     Two trainings, one pass and one embedding pass over the rows judged, and all pairs of them.
 
     ## Fields worth tuning
-    `weight` first: 0.1 is for made labels by the thousand. Then `sure`, which is low (0.5) because the neighbours check.
+    `weight` first: 0.1 is for made labels by the thousand. Then `sure`, which is low because the neighbours check.
 
     ## Watch out
-    It stands on embeddings that already put like with like (the authors tune theirs by contrast): from a network trained on few
-    labels neighbours share its errors. Networks that are sure of everything pass the first check always. What was taken is in
-    the model's `about["hast"]`.
+    It stands on embeddings that already put like with like (the authors tune theirs by contrast): from a network
+    trained on few labels neighbours share its errors. Networks that are sure of everything pass the first check always.
+    What was taken is in the model's `about["hast"]`.
 
     ## Differs from the paper
-    Both trainings start from the weights given. The k neighbours are others: the authors' index counts the row itself as one,
-    so their 15 are 14. Weights multiply the losses, on average to 1; the authors' go to SetFit's head and pairs.
+    Both trainings start from the weights given. The k neighbours are others: the authors' index counts the row itself
+    as one, so their 15 are 14. Weights multiply the losses, 1 on average; the authors' go to SetFit's head and pairs.
 
     ## See also
     `self_training`, `active_learning` (give it as `learn`).
     """
 
     unlabelled: Data | None = None
-    """Rows without labels; `active_learning` gives the rest of its pool. Without any: training on the labelled rows alone."""
+    """Rows without labels; `active_learning` gives its pool. Without: training on the labelled rows alone."""
     k: int = 15
     """Neighbours that confirm."""
     sure: float = 0.5
@@ -107,6 +107,7 @@ class HAST(Fit):
     lr: float = 1e-3
     """Learning rate of both trainings."""
 
+    ranges = {"weight": [0.03, 0.5, "log"]}
     tiny = {"world": "digits", "unlabelled": "$spare", "steps": 20, "lr": 1e-2}
 
     def __call__(self, run: Run, model: Model, data: Data) -> Model:
@@ -128,14 +129,12 @@ class HAST(Fit):
             more = others.take(rows).with_(label=label)
             weights = np.concatenate([np.ones(len(data)), self.weight * counts])
             taught = self._train(run, model, data.join(more), torch.from_numpy(weights).float())
-        told = {"judged": len(others), "rows": len(rows), "classes": np.unique(label).tolist()}
-        taught.about["hast"] = told
+        taught.about["hast"] = {"judged": len(others), "rows": len(rows), "classes": np.unique(label).tolist()}
         return taught
 
     def _train(self, run: Run, model: Model, data: Data, weights: Tensor | None) -> Model:
         parts = self.inner if weights is None else (*self.inner, _Weights(values=weights))
-        how = {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr}
-        return run.fit(model.copy(), data, *parts, **how)
+        return run.fit(model.copy(), data, *parts, steps=self.steps, batch_size=self.batch_size, lr=self.lr)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,19 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
+from trainlore.primitives.continuing import continued, prompts
 from trainlore.runs import Run
 from trainlore.verbs import Fit, Part, method
-
-
-def prompts(texts: list[str], share: float) -> tuple[list[str], list[int]]:
-    """Each text without its last int(share * words) + 1 words, and how many that were."""
-    words = [t.split() for t in texts]
-    cut = [int(share * len(w)) + 1 for w in words]
-    return [" ".join(w[:-c]) for w, c in zip(words, cut, strict=True)], cut
 
 
 @method(
@@ -31,8 +24,9 @@ class SelfActive(Fit):
     """Pretrain in rounds, each on more text: the network itself rewrites the ends of texts it was not trained on.
 
     ## What it does
-    Every round splits the texts of each domain anew into training and held-out texts (4 to 1) and trains from the weights
-    given. Before the next round the network is learner and oracle at once: for as many draws as there are held-out texts,
+    Every round splits the texts of each domain anew into training and held-out texts (4 to 1) and trains from the
+    weights given. Before the next round the network is learner and oracle at once: for as many draws as there are
+    held-out texts,
 
         prompt    a held-out text (drawn with replacement) without its last int(0.15 n) + 1 words
         new text  the prompt and the likeliest words, one after another, as many as were cut off
@@ -40,8 +34,8 @@ class SelfActive(Fit):
     and the new texts join those of their domain, each once. The network of the last round is handed on.
 
     ## Claim
-    23 African languages, a network trained from scratch on 14 times less data than AfriBERTa, XLM-R and mBERT is
-    better than them on named entities, topics and sentiment. The rounds were not compared with training once.
+    23 African languages, a network trained from scratch on 14 times less data than AfriBERTa, XLM-R and mBERT is better
+    than them on named entities, topics and sentiment. The rounds were not compared with training once.
 
     ## Cost
     `rounds` trainings from the start, and a forward for each word made.
@@ -50,14 +44,14 @@ class SelfActive(Fit):
     `rounds` (3 in the paper) against the steps of each.
 
     ## Watch out
-    It teaches the network its own likeliest guesses, the opposite of asking where it is unsure, and nobody checks them. How
-    many were made, and how many of them were new, is in the model's `about["self_active"]`.
-    Here, on small texts of two domains, held-out loss was 0.01 higher than after as many steps on the given texts alone (n = 8, p = 0.34).
+    It teaches the network its own likeliest guesses, the opposite of asking where it is unsure, and nobody checks them.
+    How many were made, and how many of them were new, is in the model's `about["self_active"]`. Here, on small texts of
+    two domains, held-out loss was 0.01 higher than after as many steps on the given texts alone (n = 8, p = 0.34).
 
     ## Differs from the paper
-    Follows the authors' code: the paper speaks of an oracle, the code completes held-out texts. Words are counted
-    in tokens of the tokenizer where a network completes by tokens; causal networks go on writing, masked ones fill a
-    mask at the end. At most `most` texts a domain and round (the code: as many as held out up to 10,000, else 2,000).
+    Follows the authors' code: the paper speaks of an oracle, the code completes held-out texts. Words are counted in
+    tokens of the tokenizer where a network completes by tokens; causal networks go on writing, masked ones fill a mask
+    at the end. At most `most` texts a domain and round (the code: as many as held out up to 10,000, else 2,000).
 
     ## See also
     `self_training`, `rest_em`.
@@ -87,10 +81,8 @@ class SelfActive(Fit):
         if model.kind not in ("causal", "masked"):
             raise Bad(f"self_active is for causal and masked models, not a {model.kind}")
         if self.rounds < 1 or self.most < 1 or not 0 < self.held_out < 1 or not 0 <= self.cut < 1:
-            raise Bad(
-                f"rounds={self.rounds}, most={self.most}, held_out={self.held_out}, cut={self.cut}: give at least 1, at least 1, "
-                "between 0 and 1, and at least 0 and below 1"
-            )
+            said = f"rounds={self.rounds}, most={self.most}, held_out={self.held_out}, cut={self.cut}"
+            raise Bad(f"{said}: give at least 1, at least 1, between 0 and 1, and at least 0 and below 1")
         if len(data) < 2:
             raise Bad("self_active needs at least 2 rows: some to train on, some to complete")
         texts = list(data.text("text"))
@@ -113,11 +105,11 @@ class SelfActive(Fit):
         return now
 
     def _held_out(self, run: Run, domain: np.ndarray, turn: int) -> np.ndarray:
-        """Which texts are not trained on in this round: the share of each domain, bool (N,), never all."""
+        """Which texts are not trained on in this round: the share of each domain, but never all of one, bool (N,)."""
         out = np.zeros(len(domain), bool)
         for name in np.unique(domain):
             mine = run.numpy("self_active", "split", turn, str(name)).permutation(np.flatnonzero(domain == name))
-            out[mine[: round(self.held_out * len(mine))]] = True
+            out[mine[: min(round(self.held_out * len(mine)), len(mine) - 1)]] = True
         return out
 
     def _made(
@@ -128,37 +120,9 @@ class SelfActive(Fit):
         for name in np.unique(domain):
             mine = np.array([i for i in np.flatnonzero(out & (domain == name)) if len(texts[i].split()) > 1])
             if len(mine):
-                pick = run.numpy("self_active", "draw", turn, str(name)).integers(
-                    len(mine), size=min(len(mine), self.most)
-                )
-                drawn += mine[pick].tolist()
+                rng = run.numpy("self_active", "draw", turn, str(name))
+                drawn += mine[rng.integers(len(mine), size=min(len(mine), self.most))].tolist()
         starts, cut = prompts([texts[i] for i in drawn], self.cut)
         keep = [i for i, s in enumerate(starts) if s]
-        made = _continued(run, now, [starts[i] for i in keep], [cut[i] for i in keep])
+        made = continued(run, now, [starts[i] for i in keep], [cut[i] for i in keep])
         return made, [str(domain[drawn[i]]) for i in keep]
-
-
-def _continued(run: Run, model: Model, starts: list[str], words: list[int]) -> list[str]:
-    """The starts and as many more words each, the likeliest at every place."""
-    if model.kind == "causal":
-        tokens = 4 * max(words, default=0)  # a word is fewer, as a rule; what is too much is cut
-        more = run.generate(model, starts, tokens, 0.0) if starts else []
-        return [" ".join([s, *m.split()[:count]]) for s, m, count in zip(starts, more, words, strict=True)]
-    tok = model.tokenizer
-    if tok is None or tok.mask_token_id is None:
-        raise Bad("self_active fills masks: the masked model's tokenizer has no mask token")
-    made = list(starts)
-    special = torch.tensor(sorted(set(tok.all_special_ids)))
-    for place in range(max(words, default=0)):
-        mine = [i for i, w in enumerate(words) if w > place]
-        rows = model.encode(Data.of([f"{made[i]} {tok.mask_token}" for i in mine]), truncate=True)
-
-        def likeliest(batch: dict, out: torch.Tensor) -> torch.Tensor:
-            masked = (batch["input_ids"] == tok.mask_token_id).int()
-            at = torch.where(masked.any(1), masked.argmax(1), -1)
-            best = out[torch.arange(len(out)), at].index_fill(1, special.to(out.device), -torch.inf).argmax(1)
-            return torch.where(at >= 0, best, -1)
-
-        for i, token in zip(mine, run.infer(model, rows, likeliest).tolist(), strict=True):
-            made[i] = f"{made[i]} {tok.decode([token]).strip()}".strip() if token >= 0 else made[i]
-    return made

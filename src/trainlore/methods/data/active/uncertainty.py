@@ -43,11 +43,12 @@ class Uncertainty(Curate):
     A pass over the pool.
 
     ## Fields worth tuning
-    `by`: `margin` (also called breaking ties) looks only at the two classes in doubt and is the safer of the three with many classes.
+    `by`: `margin` (also called breaking ties) looks only at the two classes in doubt and is the safer of the three with
+    many classes.
 
     ## Watch out
-    Rows are scored one by one: a batch may be ten times the same row. Networks are surest where they should not be, far from
-    the data; and rows nobody can label are asked for first.
+    Rows are scored one by one: a batch may be ten times the same row. Networks are surest where they should not be, far
+    from the data; and rows nobody can label are asked for first.
 
     ## See also
     `random_rows` (the rival), `bald`, `batch_bald`, `pcoreset`.
@@ -68,5 +69,7 @@ class Uncertainty(Curate):
         if self.by not in MEASURES:
             raise Bad(f"by={self.by!r} is no measure: give {', '.join(MEASURES)}")
         score = MEASURES[self.by](predicted(run, model, data)).numpy()
+        if bad := int((~np.isfinite(score)).sum()):
+            raise Bad(f"the network's shares are not finite for {bad} of {len(score)} rows: has it diverged?")
         top = np.argsort(-score, kind="stable")[: self.count]
         return data.with_(uncertainty=score).take(np.sort(top))

@@ -11,7 +11,7 @@ from trainlore.verbs import Part, method
 
 
 def cycle(start: float, end: float, factor: float) -> list[float]:
-    """Shares of the rows in one round of the cycle: from `start` up to `end` by 1/factor, and down by factor to before start.
+    """Shares of the rows in one round of the cycle: from `start` to `end` by 1/factor, and down to before start.
 
     0.25, 1, 0.5 -> [0.25, 0.5, 1.0, 0.5]; then it begins again.
     """
@@ -33,7 +33,7 @@ def phase(t: int, lengths: np.ndarray) -> int:
 def subset(late: Tensor, ease: Tensor, share: float, rng: torch.Generator) -> Tensor:
     """1 for the rows of a phase, else 0: float32 (N,).
 
-    late: bool (N,), rows that come in after all others; ease: log odds (N,) of the draw among rows that come in together.
+    late: bool (N,), rows that come in after all others; ease: log odds (N,) of the draw among rows that come together.
     """
     luck = torch.rand(len(late), generator=rng, dtype=torch.float64).clamp(min=1e-300)
     key = ease - torch.log(-torch.log(luck))  # the largest are a draw without replacement in proportion to exp(ease)
@@ -56,8 +56,8 @@ class AugmentCurriculum(Part):
     """Widen and narrow the rows in cycles, from the real ones to all with their augmented copies and back.
 
     ## What it does
-    Training goes in phases. A phase shows one subset, for as many steps as one pass over it takes; the share of the rows in
-    it rises from `narrow` to 1 and falls back, in cycles:
+    Training goes in phases. A phase shows one subset, for as many steps as one pass over it takes; the share of the
+    rows in it rises from `narrow` to 1 and falls back, in cycles:
 
         n_0 = narrow      n_{k+1} = min(n_k / factor, 1) on the way up,  max(n_k * factor, narrow) on the way down
 
@@ -65,8 +65,8 @@ class AugmentCurriculum(Part):
     replacement, by how easy they are: p proportional to 1 / loss where a column of losses is given, else evenly.
 
     ## Claim
-    On ten sets for topic, sentiment and offensive language with BERT features, augmented rows (word edits, back-translation,
-    replacement by embeddings and language models) help more with this order than shuffled.
+    On ten sets for topic, sentiment and offensive language with BERT features, augmented rows (word edits,
+    back-translation, replacement by embeddings and language models) help more with this order than shuffled.
 
     ## Cost
     None to speak of; the column of losses is the caller's.
@@ -75,15 +75,15 @@ class AugmentCurriculum(Part):
     `first`: the order studied; "any" is the plain cyclical curriculum, in which real and augmented rows are alike.
 
     ## Watch out
-    Real rows are seen more often than augmented ones, the more the smaller `narrow`. Training can end in a narrow phase: the
-    widest has the longest time, but where a cycle stops is up to the steps. Not reproduced here: on edited copies of 40 rows it
-    was level with shuffling (n = 10), and in trials so were the other two orders.
+    Real rows are seen more often than augmented ones, the more the smaller `narrow`. Training can end in a narrow
+    phase: the widest has the longest time, but where a cycle stops is up to the steps. Not reproduced here: on edited
+    copies of 40 rows it was level with shuffling (n = 10), and in trials so were the other two orders.
 
     ## Differs from the paper
-    Its text was not to be had beyond the abstract: cycle, factor, shares and sampling are those of the authors' code for
-    the cyclical curriculum (0.25, 0.5, 1 / loss), and how real and augmented rows enter is our reading of
-    "the strategic order in which real and augmented instances are introduced". Without `narrow`
-    a cycle starts from the real rows alone. A phase draws evenly from its subset; the authors pass over it once, row by row.
+    Its text was not to be had beyond the abstract: cycle, factor, shares and sampling are those of the authors' code
+    for the cyclical curriculum (0.25, 0.5, 1 / loss), and how real and augmented rows enter is our reading of "the
+    strategic order in which real and augmented instances are introduced". Without `narrow` a cycle starts from the real
+    rows alone. A phase draws evenly from its subset; the authors pass over it once, row by row.
 
     ## See also
     `curriculum`, `rs2`; `eda` makes the column `augmented`.
@@ -111,7 +111,12 @@ class AugmentCurriculum(Part):
         if self.first not in ("real", "augmented", "any"):
             raise Bad(f"first={self.first!r}: real, augmented or any")
         loop.data.need(self.column, *([self.difficulty] if self.difficulty else []), who="augment_curriculum")
-        late = np.asarray(loop.data[self.column]) != 0
+        late = np.asarray(loop.data[self.column])
+        if late.ndim != 1 or late.dtype.kind not in "biuf":
+            raise Bad(f"column {self.column!r} holds no numbers: it must be 0 in real rows")
+        if self.first == "any" and self.narrow is None:
+            raise Bad("first='any' needs narrow, the share of the rows in the narrowest phase, such as 0.25")
+        late = late != 0
         late = ~late if self.first == "augmented" else late & (self.first == "real")
         ease = np.zeros(len(late))
         if self.difficulty:

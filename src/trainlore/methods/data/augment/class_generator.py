@@ -35,16 +35,17 @@ class ClassGenerator(Curate):
     """Add texts that a language model, tuned on one class at a time, writes from the openings of its rows.
 
     ## What it does
-    For each class c: a copy of `model` is tuned on the texts of c alone and writes `n` texts from the first words of every row
-    of c. Of these stay, under label c, those that are no repetition and lie near enough to the class in an embedding:
+    For each class c: a copy of `model` is tuned on the texts of c alone and writes `n` texts from the first words of
+    every row of c. Of these stay, under label c, those that are no repetition and lie near enough to the class in an
+    embedding:
 
         cos(e(z), mean of e(x) over c)  >  the `quantile` of cos(e(x), mean) over the real rows x of c
 
     New rows have `augmented` 1 and the id of the row whose opening they took in `parents`.
 
     ## Claim
-    Up to 15.53 points of accuracy over no augmentation and 3.56 over another way of it, in small samples of large sets; up to
-    4.84 points of F1 on real tasks with little data; eleven sets in all, GPT-2 of 355 M weights.
+    Up to 15.53 points of accuracy over no augmentation and 3.56 over another way of it, in small samples of large sets;
+    up to 4.84 points of F1 on real tasks with little data; eleven sets in all, GPT-2 of 355 M weights.
 
     ## Cost
     A tuning for each class, n texts written for each row, and an embedding of old and new rows.
@@ -53,14 +54,15 @@ class ClassGenerator(Curate):
     `temperature` (the authors: 0.7 to 1), `steps` (until the loss is about 0.2, they say), `quantile`.
 
     ## Watch out
-    A model tuned that far copies: what repeats a row word for word is dropped, near copies are not (`near_duplicates`). A
-    model that has not learned the language writes noise, and the filter, made with its own embedding, may let it pass.
-    Not reproduced here: a bag of words with 20 rows of two made-up domains was level with and without (n = 10).
+    A model tuned that far copies: what repeats a row word for word is dropped, near copies are not (`near_duplicates`).
+    A model that has not learned the language writes noise, and the filter, made with its own embedding, may let it
+    pass. Of a class with one row nothing passes. Not reproduced here: a bag of words with 20 rows of two made-up
+    domains was level with and without (n = 10).
 
     ## Differs from the paper
-    Its texts start with a title or, in short ones, with a token of their own; here always with `opening` words of a row. The
-    embedding is the mean of the last hidden states of `encoder`, there Sentence-BERT. The quantile 0.15 is their code's; in the
-    paper a person looks at rows to set the threshold.
+    Its texts start with a title or, in short ones, with a token of their own; here always with `opening` words of a
+    row. The embedding is the mean of the last hidden states of `encoder`, there Sentence-BERT. The quantile 0.15 is
+    their code's; in the paper a person looks at rows to set the threshold.
 
     ## See also
     `eda` without a model; `lexicalized_pcfg` with a grammar instead of a network.

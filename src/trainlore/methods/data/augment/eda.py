@@ -113,6 +113,7 @@ class EDA(Curate):
     column: str = "text"
     """The text column that is edited."""
 
+    ranges = {"alpha_sr": [0.02, 0.3, "log"], "n_aug": [1, 16, "log"]}
     null = {"n_aug": 0}
     tiny = {"world": "text", "n_aug": 2}
 

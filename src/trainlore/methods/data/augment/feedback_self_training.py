@@ -15,16 +15,13 @@ def others(which: np.ndarray, values: int, samples: int) -> tuple[np.ndarray, np
     """Every row with each value it has not, `samples` times: positions (M,) and values (M,).
 
     which: the value of each row (N,), in [0, values)."""
-    row, shift, _ = (
-        g.ravel() for g in np.meshgrid(np.arange(len(which)), np.arange(1, values), np.arange(samples), indexing="ij")
-    )
-    return row, (which[row] + shift) % values
+    row, shift, _ = np.indices((len(which), values - 1, samples)).reshape(3, -1)
+    return row, (which[row] + shift + 1) % values
 
 
 def bayes(texts: list[str], which: np.ndarray, values: int, asked: list[str], buckets: int = 1 << 16) -> np.ndarray:
-    """The likeliest value of each asked text by naive Bayes over hashed words and pairs, learned from texts of known value.
-
-    which: (N,) in [0, values). Returns int64 (len(asked),)."""
+    """The likeliest value of each asked text, int64 (len(asked),), by naive Bayes over hashed words and pairs of words,
+    learned from texts whose value is known: which (N,) in [0, values)."""
     hasher, score = Hasher(2, buckets), np.empty((values, len(asked)))
     for value in range(values):
         mine = [t for t, v in zip(texts, which.tolist(), strict=True) if v == value]
@@ -47,18 +44,16 @@ class FeedbackSelfTraining(Fit):
     """Train a writer to obey control codes on what it wrote for the other codes and a judge found obedient.
 
     ## What it does
-    Rows are a prompt x, a completion y and an attribute a of y; the code of a is put before x. Where x hints at a, a model
-    learns to follow x and not the code. So the first model writes, for each row, what the row would be under every other
-    value; a judge that sees the text alone keeps what has that value; and a fresh copy is trained on old and kept rows.
+    Rows are a prompt x, a completion y and an attribute a of y; the code of a is put before x. Where x hints at a, a
+    model learns to follow x and not the code. So the first model writes, for each row, what it would be under every
+    other value; a judge that sees the text alone keeps what has that value; and a fresh copy is trained on old and kept
+    rows.
 
         keep (x, a', y')  if  judge(y') = a'        y' ~ p_1(. | a', x),  a' != a
 
-    Without `judge` it is naive Bayes over words and pairs of words, learned from the completions of these rows.
-
     ## Claim
-    Headlines, meta-reviews and search advertisements: better control and better language than control codes alone, resampling
-    by inverse propensity, PPLM and GeDi. Without the judge 7 to 12 points of control are lost; a weaker judge does nearly as
-    well.
+    Headlines, meta-reviews, advertisements: better control and language than codes alone, resampling by inverse
+    propensity, PPLM and GeDi; without the judge 7 to 12 points of control are lost, with a weaker one few.
 
     ## Cost
     Two trainings, and (values - 1) * samples completions written for each row.
@@ -67,13 +62,14 @@ class FeedbackSelfTraining(Fit):
     `steps` (the first model must obey often enough to teach); `judge`, where words do not tell.
 
     ## Watch out
-    Ask the model as it was trained: `code` with the value, then the prompt. What the judge gets wrong is learned. It makes the
-    attribute independent of x, which is wrong where x decides it. The counts are in `about["feedback_self_training"]`.
-    Not reproduced here: a tiny Llama gained 4 points of control where prompt and code disagree (n = 10, interval -1 to 8).
+    Ask the model as it was trained: `code` with the value, then the prompt. What the judge gets wrong is learned. It
+    makes the attribute independent of x, which is wrong where x decides it. `about["feedback_self_training"]` has the
+    counts. Not reproduced here: a tiny Llama gained 4 points of control where prompt and code disagree (n = 10,
+    interval -1 to 8).
 
     ## Differs from the paper
-    The writer there is BART and the judge RoBERTa. Read from its abstract, the authors' data release and others' notes, for
-    the writer's own code is not published. The paper's other remedy, to resample rows by p(a) / p(a | x), is not here.
+    The writer there is BART, the judge RoBERTa. Read from its abstract, the authors' data release and others' notes:
+    the writer's code is not published. The paper's other remedy, to resample rows by p(a) / p(a | x), is not here.
 
     ## See also
     `rest_em`, which keeps right answers instead; `self_training` for classifiers.
@@ -82,7 +78,7 @@ class FeedbackSelfTraining(Fit):
     control: str = "label"
     """Column of the attribute: whole numbers or names."""
     judge: Model | None = None
-    """A text classifier whose classes are the attribute's values in sorted order; none: naive Bayes."""
+    """A text classifier whose classes are the values in order; none: naive Bayes over these completions' words."""
     samples: int = 1
     """Completions written for each row and other value; 0 trains on codes alone."""
     code: str = "{} "
@@ -112,25 +108,29 @@ class FeedbackSelfTraining(Fit):
         if "{}" not in self.code:
             raise Bad(f'code={self.code!r} has no place for the value: write {{}} where it goes, as in "{{}} "')
         data.need(self.control, who="feedback_self_training")
-        names, which = np.unique(np.asarray(data[self.control]).astype(str), return_inverse=True)
+        column = np.asarray(data[self.control])
+        known, which = np.unique(column if column.dtype.kind in "biu" else column.astype(str), return_inverse=True)
+        names = known.astype(str)  # in the order of the values: 2 before 10
         if len(names) < 2:
             raise Bad(f"column {self.control!r} has the one value {str(names[0])!r}: control needs two or more")
         prompts, completions = self._split(data)
+        how = {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr}
         rows = _coded(self.code, prompts, names[which], completions)
-        first = self._train(run, model, rows)
+        first = run.fit(model.copy(), rows, *self.inner, **how)
         first.tokenizer = deepcopy(first.tokenizer)  # writing leaves marks on it: the padding that batches need
         if not self.samples:
             return first
         row, value = others(which, len(names), self.samples)
         asked = [self.code.format(names[v]) + prompts[r] for r, v in zip(row, value, strict=True)]
-        how = {"new": self.new, "temperature": self.temperature, "top_k": self.top_k}
-        written = run.generate(first, asked, key=("feedback_self_training",), **how)
-        kept = (self._judged(run, completions, which, len(names), written) == value) & [
-            bool(t.strip()) for t in written
-        ]
-        at = np.flatnonzero(kept)
+        draw = {"new": self.new, "temperature": self.temperature, "top_k": self.top_k}
+        written = run.generate(first, asked, key=("feedback_self_training",), **draw)
+        if self.judge is None:
+            seen = bayes(completions, which, len(names), written)
+        else:
+            seen = run.infer(self.judge, Data.of(written), lambda batch, out: out.argmax(-1)).numpy()
+        at = np.flatnonzero((seen == value) & [bool(t.strip()) for t in written])
         more = _coded(self.code, [prompts[r] for r in row[at]], names[value[at]], [written[i] for i in at])
-        taught = self._train(run, model, rows.join(more)) if len(at) else first
+        taught = run.fit(model.copy(), rows.join(more), *self.inner, **how) if len(at) else first
         taught.about["feedback_self_training"] = {"written": len(written), "kept": len(at)}
         return taught
 
@@ -144,19 +144,7 @@ class FeedbackSelfTraining(Fit):
         data.need("prompt", "completion", who="feedback_self_training")
         return list(data.text("prompt")), list(data.text("completion"))
 
-    def _train(self, run: Run, model: Model, rows: Data) -> Model:
-        how = {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr}
-        return run.fit(model.copy(), rows, *self.inner, **how)
-
-    def _judged(self, run: Run, texts: list[str], which: np.ndarray, values: int, asked: list[str]) -> np.ndarray:
-        """The value the judge sees in each asked text, (len(asked),)."""
-        if self.judge is None:
-            return bayes(texts, which, values, asked)
-        return run.infer(self.judge, Data.of({"text": asked}), lambda batch, out: out.argmax(-1)).numpy()
-
 
 def _coded(code: str, prompts: list[str], values: np.ndarray, completions: list[str]) -> Data:
-    """Rows whose prompt begins with the code of the value; none given, none made."""
-    return Data.of(
-        {"prompt": [code.format(v) + p for v, p in zip(values, prompts, strict=True)], "completion": completions}
-    )
+    asked = [code.format(v) + p for v, p in zip(values, prompts, strict=True)]
+    return Data.of({"prompt": asked, "completion": completions})

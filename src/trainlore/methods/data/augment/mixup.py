@@ -74,6 +74,7 @@ class Mixup(Part):
 
     needs = {"labels": "any"}
     gives = {"labels": "shares"}
+    ranges = {"alpha": [0.05, 1.0, "log"]}
     null = {"alpha": 0.0}
     tiny = {"world": "digits", "alpha": 0.4}
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
+from trainlore.primitives.greedy import embeddings
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
 
@@ -81,8 +82,8 @@ class AFLite(Curate):
     ## Watch out
     Easy is not wrong: on a clean set the typical rows go first and the mislabelled ones stay. Filter labels first, and
     use this for tests that are to be hard or for sets with known cues, not to make any set better. The embeddings
-    decide what is a cue: the paper fine-tunes an encoder on a part of the rows and throws that part away.
-    Classes may end up uneven: of two classes the one that is easier loses more.
+    decide what is a cue: the paper fine-tunes an encoder on a part of the rows and throws that part away. Classes may
+    end up uneven: of two classes the easier one loses more.
 
     ## Differs from the paper
     Rounds, defaults and the stop at the training size are the paper's, as later code of others also has them. Columns
@@ -117,12 +118,13 @@ class AFLite(Curate):
     def __call__(self, run: Run, data: Data) -> Data:
         data.need(self.label, who="aflite")
         x, y = self._points(run, data), np.asarray(data[self.label])
+        if y.ndim != 1:
+            raise Bad(f"label={self.label!r} holds lists; name a column with one class a row")
+        y = np.unique(y.astype(str), return_inverse=True)[1]  # whatever the classes are called
         if self.models < 1 or self.slice < 1 or not self.tau > 0:
             raise Bad(f"models={self.models}, slice={self.slice}, tau={self.tau}: give 1 or more, 1 or more, above 0")
         if not 1 <= self.train < len(data):
-            raise Bad(
-                f"train={self.train}: classifiers must learn fewer than the {len(data)} rows; try {len(data) // 5}"
-            )
+            raise Bad(f"train={self.train}: classifiers learn fewer than the {len(data)} rows; try {len(data) // 5}")
         stop = max(self.train, self.least or 0)
         score, gone = np.full(len(data), np.nan), np.full(len(data), -1)
         left, t = np.arange(len(data)), 0
@@ -140,10 +142,6 @@ class AFLite(Curate):
 
     def _points(self, run: Run, data: Data) -> np.ndarray:
         """The embeddings, each column with mean 0 and spread 1: float32 (N, D)."""
-        x = data[self.column] if self.encoder is None else run.embed(self.encoder, data).float().cpu().numpy()
-        if getattr(x, "ndim", 0) != 2:
-            raise Bad(f"column={self.column!r} holds no vectors; name a column of embeddings or give an encoder")
-        if len(bad := data.ids[~np.isfinite(x).all(1)]):
-            raise Bad(f"embeddings of {len(bad)} rows are not finite, the first of row {bad[0]}: drop these rows first")
+        x = embeddings(run, data, self.encoder, self.column, "aflite").numpy()
         spread = x.std(0)
         return ((x - x.mean(0)) / np.where(spread > 0, spread, 1.0)).astype(np.float32)

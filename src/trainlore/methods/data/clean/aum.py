@@ -88,6 +88,7 @@ class AUM(Curate):
     batch_size: int = 64
     """Rows a step; small batches memorize less."""
 
+    ranges = {"percentile": [90.0, 99.9]}
     null = {"percentile": 0.0}
     tiny = {"world": "digits", "model": "$model", "epochs": 3.0}
 

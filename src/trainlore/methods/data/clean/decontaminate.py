@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data
 from trainlore.primitives import minhash
+from trainlore.primitives.prose import chunks
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
 
@@ -32,9 +33,8 @@ class Index:
             self.tables[n] = kinds, mine[owner], first - offsets[owner]
 
     def hits(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """The test row that each text shares an n-gram with, int64 (N,), -1 for none; how many n-grams of it were
-        looked up, int64 (N,); and the shared n-gram, "" for none. The words of a hit are compared, not only its hash.
-        """
+        """For each text the test row it shares an n-gram with, int64 (N,), -1 for none; how many of its n-grams were
+        looked up, int64 (N,); the shared n-gram, "" for none. The words of a hit are compared, not only its hash."""
         owner, looked, gram = np.full(len(texts), -1), np.zeros(len(texts), np.int64), [""] * len(texts)
         for n, (kinds, rows, places) in sorted(self.tables.items(), reverse=True):
             hashes, offsets = minhash.shingles(texts, n)
@@ -50,25 +50,11 @@ class Index:
         return owner, looked, gram
 
 
-def chunks(texts: Iterator[str]) -> Iterator[list[str]]:
-    """Lists of texts, of a bounded number of rows and characters."""
-    held: list[str] = []
-    size = 0
-    for text in texts:
-        held.append(text)
-        size += len(text)
-        if len(held) == ROWS or size > CHARACTERS:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
-
-
 def chance(hits: int, looked: int, each: np.ndarray) -> np.ndarray:
-    """How likely a clean row is to hit, (N,), by how many n-grams of it are looked up, `each` (N,).
+    """How likely a clean row is to hit (N,), by how many n-grams of it are looked up (N,): 1 - (1 - q) ** each.
 
     Of `looked` n-grams of rows that cannot hold a test row, `hits` rows hit all the same; one more is counted, so that
-    a small control is no proof of innocence: q = (hits + 1) / looked, and a row hits with 1 - (1 - q) ** each.
+    a small control is no proof of innocence: q = (hits + 1) / looked.
     """
     return 1 - (1 - min(1.0, (hits + 1) / max(1, looked))) ** each
 
@@ -90,35 +76,29 @@ class Decontaminate(Curate):
 
         drop x  iff  grams_n(x) and union of grams_n(t) over all test rows t  share an element
 
-    Columns: `test_set` names the set and `test_gram` the shared words ("" for kept rows), `test_row` is the id of the
-    test row there (-1 for kept rows). With a `control`, `test_chance` says how likely a clean row of the row's length
-    is to hit:
+    `test_set` names the set, `test_row` the id of the test row there (-1 for kept rows), `test_gram` the shared words
+    ("" for kept rows). With a `control`, `test_chance` says how likely a clean row of the row's length is to hit, and
+    its sum over all rows about how many are dropped by chance:
 
         q = (control rows that hit + 1) / n-grams of the control,     test_chance = 1 - (1 - q) ** n-grams of the row
 
-    so the sum of `test_chance` over all rows is about how many are dropped by chance.
-
     ## Claim
-    None of its own. 13 words are what large models were decontaminated with, from GPT-3 on; a widely used pipeline
-    takes 12.
+    None of its own. 13 words are what large models were decontaminated with, from GPT-3 on; a common pipeline takes 12.
 
     ## Cost
-    One pass over the text for each length of n-gram, `words` and those of shorter test rows. The tests are held in
-    memory.
+    One pass over the text for each length of n-gram, `words` and those of shorter test rows; tests are held in memory.
 
     ## Fields worth tuning
     `words`: fewer find reworded copies and common phrases alike. Give a `control` before you lower it.
 
     ## Watch out
     Test rows of fewer than `least` words are not looked for. Rewording, translation and numbers written otherwise
-    escape. A hit is no proof: both rows may quote a third. Look at `test_gram` of the dropped rows; a phrase that comes
-    again and again is boilerplate. The whole row goes: cut long rows first. The control must be rows like the data that
-    cannot hold the tests, such as older ones: rows of the data itself would count leaks as chance. Words are runs of
-    letters and digits: scripts without blanks make one word of a phrase.
+    escape. A hit is no proof: both rows may quote a third, and a `test_gram` that comes again and again is boilerplate.
+    The whole row goes: cut long rows first. The control must be rows like the data that cannot hold the tests, such as
+    older ones: rows of the data itself would count leaks as chance. In scripts without blanks a phrase is one word.
 
     ## Differs from the paper
-    GPT-3 cut a window around the hit out of the document; here the row is dropped. N-grams of hits are compared
-    word by word, so hashing drops no row.
+    GPT-3 cut a window around the hit; here the row is dropped, and a hit is compared word by word, not only hashed.
 
     ## See also
     `near_duplicates` within one set of rows; `even_pieces` to cut rows first.
@@ -145,9 +125,7 @@ class Decontaminate(Curate):
         if not 1 <= self.least <= self.words:
             raise Bad(f"least={self.least}, words={self.words}: give 1 <= least <= words")
         if not self.tests or len(self.names) not in (0, len(self.tests)):
-            raise Bad(
-                f"tests: give at least one set, and a name for each or none: {len(self.tests)} sets, {len(self.names)} names"
-            )
+            raise Bad(f"tests: give at least one set; names={self.names}: give a name for each, or none")
         texts: list[str] = []
         for test in self.tests:
             test.need(self.column, who="decontaminate's `tests`")
@@ -155,7 +133,7 @@ class Decontaminate(Curate):
         index = Index(texts, self.words, self.least)
         if not index.looked_for:
             raise Bad(f"least={self.least}: none of the {len(texts)} test rows has that many words; lower it")
-        found = [index.hits(part) for part in chunks(data.text(self.column))]
+        found = [index.hits(part) for part in chunks(data.text(self.column), ROWS, CHARACTERS)]
         owner, looked = (np.concatenate([f[k] for f in found]) for k in (0, 1))
         clean, which = owner < 0, np.repeat(np.arange(len(self.tests)), [len(t) for t in self.tests])
         names = np.array([*(self.names or (f"test {i + 1}" for i in range(len(self.tests)))), ""], dtype=object)
@@ -166,7 +144,7 @@ class Decontaminate(Curate):
         }
         if self.control is not None:
             self.control.need(self.column, who="decontaminate's `control`")
-            seen = [index.hits(part)[:2] for part in chunks(self.control.text(self.column))]
+            seen = [index.hits(part)[:2] for part in chunks(self.control.text(self.column), ROWS, CHARACTERS)]
             hits, grams = sum(int((s[0] >= 0).sum()) for s in seen), sum(int(s[1].sum()) for s in seen)
             made["test_chance"] = chance(hits, grams, looked)
         return data.with_(**made).where(clean)

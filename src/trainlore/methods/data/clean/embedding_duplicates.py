@@ -8,12 +8,12 @@ from torch import Tensor
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
+from trainlore.primitives.greedy import embeddings
 from trainlore.primitives.neighbours import nearest
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
 
-BLOCK = 1024  # rows compared with each other at a time
-ROWS = 1000  # rows of a cluster, where the number of clusters is not given
+BLOCK, ROWS = 1024, 1000  # rows compared at a time; rows of a cluster, where their number is not given
 
 
 def leaders(points: Tensor, threshold: float, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
@@ -22,9 +22,8 @@ def leaders(points: Tensor, threshold: float, block: int = BLOCK) -> tuple[np.nd
     points (N, D) of length 1. They are taken in order, and one is dropped whose cosine with a kept one is at least
     `threshold`: never for being alike a point that is itself gone. Costs N times the number kept, not N times N.
     """
-    n = len(points)
+    n, kept = len(points), torch.zeros(0, dtype=torch.long)
     leader, cosine = torch.full((n,), -1), torch.full((n,), torch.nan)
-    kept = torch.zeros(0, dtype=torch.long)
     for at in range(0, n, block):
         new = torch.arange(at, min(n, at + block))
         if len(kept):
@@ -48,9 +47,8 @@ def leaders(points: Tensor, threshold: float, block: int = BLOCK) -> tuple[np.nd
 def same(points: np.ndarray) -> np.ndarray:
     """Position of the first point with the very same numbers, int64 (N,), of points (N, D)."""
     flat = np.ascontiguousarray(points)
-    _, first, kind = np.unique(
-        flat.view(np.dtype((np.void, flat.itemsize * flat.shape[1])))[:, 0], return_index=True, return_inverse=True
-    )
+    whole = flat.view(np.dtype((np.void, flat.itemsize * flat.shape[1])))[:, 0]
+    _, first, kind = np.unique(whole, return_index=True, return_inverse=True)
     return first[kind.reshape(-1)]
 
 
@@ -73,32 +71,27 @@ class EmbeddingDuplicates(Curate):
 
         row j is dropped  iff  cos(e_i, e_j) >= threshold for some kept i taken before it in its cluster
 
-    The column `alike` holds the id of a kept row that a dropped row is alike (-1 for kept rows), and
-    `alike_cosine` how much (NaN for kept rows).
+    `alike` is the id of the kept row that a dropped one is alike (-1 for kept rows), `alike_cosine` how much (NaN).
 
     ## Claim
-    LAION: half of the image-text pairs can go with hardly a loss in zero-shot accuracy, so training takes half the
-    time, and accuracy rises out of distribution. C4: better than removal of near copies of the text.
+    LAION: half of the image-text pairs can go with hardly a loss in zero-shot accuracy, at half the time of training,
+    and with a gain out of distribution. C4: better than removal of near copies of the text.
 
     ## Cost
-    One embedding pass with an `encoder`, k-means, and rows x kept rows of a cluster. Rows whose numbers are the same
-    are merged before all that, so a million copies cost a sort: a few times the size of the embeddings in memory (16 x
-    D bytes a row: 12 GiB for a million rows of 768).
+    One embedding pass with an `encoder`, k-means, and rows x kept rows of a cluster; a million copies of one row cost a
+    sort. Memory: 16 x D bytes a row, 12 GiB for a million rows of 768.
 
     ## Fields worth tuning
-    `threshold`: the paper sets it by how many rows shall stay; look at dropped pairs near it. More `clusters` are
-    faster and miss more pairs.
+    `threshold`, by how many rows shall stay, as in the paper; more `clusters` (there 50,000 for LAION) miss more pairs.
 
     ## Watch out
-    Pairs that fall into different clusters are not seen, and k-means cuts up a dense crowd: of a million rows all
-    nearly the same one a cluster stays. Run it again on what is left. What "alike" means is the encoder's affair:
-    mean-pooled hidden states of a language model all point much the same way, so that 0.95 may be nearly everything.
-    Rows whose embedding is zero are kept.
+    Pairs in different clusters are not seen, and k-means cuts up a dense crowd: of a million rows all nearly the same
+    one a cluster stays; run it again on what is left. What "alike" means is the encoder's affair: mean-pooled hidden
+    states of a language model all point much the same way: 0.95 may be nearly everything. Rows of zeros are kept.
 
     ## Differs from the paper
     There a row goes if it is alike any row before it, even one that is gone, so that a chain of small steps can take
-    away all but its end; here each dropped row is alike a kept one, which the column names. Clusters are by mini-batch
-    k-means; the paper has 50,000 of them for LAION.
+    away all but its end; here each dropped row is alike a kept one. K-means is by mini-batches.
 
     ## See also
     `near_duplicates` and `exact_duplicates` for text, which are cheaper and should run first.
@@ -119,15 +112,12 @@ class EmbeddingDuplicates(Curate):
     tiny = {"world": "digits", "clusters": 4, "threshold": 0.95}
 
     def __call__(self, run: Run, data: Data) -> Data:
-        data.need(who="embedding_duplicates")
-        if not self.threshold > 0:
-            raise Bad(f"threshold={self.threshold}: give a cosine above 0; 1 is the same direction")
-        x = data[self.column] if self.encoder is None else run.embed(self.encoder, data).float().cpu().numpy()
-        if getattr(x, "ndim", 0) != 2:
-            raise Bad(f"column={self.column!r} holds no vectors; name a column of embeddings or give an encoder")
-        if len(bad := data.ids[~np.isfinite(x).all(1)]):
-            raise Bad(f"embeddings of {len(bad)} rows are not finite, the first of row {bad[0]}: drop these rows first")
-        x = torch.nn.functional.normalize(torch.tensor(np.asarray(x), dtype=torch.float32), dim=1)
+        few = self.clusters is not None and self.clusters < 1
+        if not self.threshold > 0 or few or self.first not in ("far", "near", "table"):
+            said = f"threshold={self.threshold}, clusters={self.clusters}, first={self.first!r}"
+            raise Bad(f"{said}: give a cosine above 0, at least 1 cluster, and far, near or table")
+        x = embeddings(run, data, self.encoder, self.column, "embedding_duplicates")
+        x = torch.nn.functional.normalize(x, dim=1)
         leader, cosine = np.full(len(data), -1), np.full(len(data), np.nan)
         some = np.flatnonzero(x.any(1).numpy()) if self.threshold <= 1 else np.arange(0)
         if len(some):
@@ -140,8 +130,7 @@ class EmbeddingDuplicates(Curate):
                 found, how = leaders(x[one[part]], self.threshold)
                 leader[one[part]] = np.where(found < 0, -1, one[part][found])
                 cosine[one[part]] = how
-            again = some[copy != some]
-            origin = copy[copy != some]
+            again, origin = some[copy != some], copy[copy != some]
             leader[again] = np.where(leader[origin] < 0, origin, leader[origin])
             cosine[again] = np.where(leader[origin] < 0, 1.0, cosine[origin])
         return data.with_(alike=np.where(leader < 0, -1, data.ids[leader]), alike_cosine=cosine).where(leader < 0)
@@ -149,16 +138,11 @@ class EmbeddingDuplicates(Curate):
     def _clusters(self, run: Run, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """The cluster of each point (N,) and its cosine with the centre (N,), of points x (N, D) of length 1."""
         k = max(1, len(x) // ROWS) if self.clusters is None else min(self.clusters, len(x))
-        if k < 1:
-            raise Bad(f"clusters={self.clusters}: give at least 1, or none for one in a thousand rows")
         if k == 1:
             return np.zeros(len(x), np.int64), (x @ x.mean(0)).numpy()
         from sklearn.cluster import MiniBatchKMeans
 
         seed = int(run.numpy("embedding_duplicates").integers(2**31))
         fitted = MiniBatchKMeans(k, n_init=1, batch_size=4096, random_state=seed).fit(x.numpy())
-        cluster = fitted.labels_.astype(np.int64)
-        centre = torch.nn.functional.normalize(torch.from_numpy(fitted.cluster_centers_).float(), dim=1)
-        return cluster, torch.cat(
-            [(x[a] * centre[cluster[a]]).sum(1) for a in np.split(np.arange(len(x)), range(BLOCK, len(x), BLOCK))]
-        ).numpy()
+        cluster, centres = fitted.labels_.astype(np.int64), torch.from_numpy(fitted.cluster_centers_).float()
+        return cluster, torch.linalg.vecdot(x, torch.nn.functional.normalize(centres, dim=1)[cluster]).numpy()

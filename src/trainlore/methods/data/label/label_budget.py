@@ -1,19 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-import torch
+import numpy as np
 
 from trainlore.errors import Bad
-from trainlore.nouns import Batch, Data, Model
-from trainlore.primitives.losses import per_row, rowwise
+from trainlore.nouns import Data, Model
+from trainlore.primitives.keeping import Best
 from trainlore.runs import Run
-from trainlore.verbs import Fit, Part, method
+from trainlore.verbs import Fit, method
 
 
 def purchase(budget: float, share: float, weak_cost: float = 1.0, strong_cost: float = 10.0) -> tuple[int, int]:
-    """How many weak and strong labels a budget buys when `share` of it goes to strong ones; what is left over buys weak."""
+    """Weak and strong labels that a budget buys when `share` of it goes to strong ones; what is left over buys weak."""
     strong = int(share * budget / strong_cost + 1e-9)
     return int((budget - strong * strong_cost) / weak_cost + 1e-9), strong
 
@@ -33,9 +30,10 @@ class LabelBudget(Fit):
     """Split a labelling budget between many cheap labels and few good ones, and train on the cheap ones first.
 
     ## What it does
-    For each of `shares`, buys strong labels for that share of the budget and weak labels for the rest, trains on the weak
-    rows, then from there with a fresh optimizer on the strong ones, and keeps of each stage the weights that are most
-    accurate on a held-out fifth of its own rows. With several shares, the model that does best on `judge` is handed on.
+    For each of `shares`, buys strong labels for that share of the budget and weak labels for the rest, trains on the
+    weak rows, then from there with a fresh optimizer on the strong ones, and keeps of each stage the weights that are
+    most accurate on a held-out fifth of its own rows. With several shares, the model that does best on `judge` is
+    handed on.
 
         strong = floor(share * budget / strong_cost)
         weak = floor((budget - strong * strong_cost) / weak_cost)
@@ -43,8 +41,8 @@ class LabelBudget(Fit):
     `about["label_budget"]` of the model has the whole frontier: labels bought, their price, and accuracy on `judge`.
 
     ## Claim
-    Eliciting classifiers from pretrained language models on binary text tasks: all weak wins at tiny budgets, all strong
-    at large ones, and in between a mixture, trained in this order, beats either alone at the same cost.
+    Eliciting classifiers from pretrained language models on binary text tasks: all weak wins at tiny budgets, all
+    strong at large ones, and in between a mixture, trained in this order, beats either alone at the same cost.
 
     ## Cost
     Two trainings for each share, and a pass over the held-out rows `checks` times in each.
@@ -53,17 +51,19 @@ class LabelBudget(Fit):
     The costs, which you know. The paper's sweep: shares 0, .05, .2, .4, .6, .8, .95 and 1 at a cost of 10 to 1.
 
     ## Watch out
-    With several shares `judge` takes part in training: report on other rows. The rows of `strong` should not be among the weak
-    ones. Which regime you are in depends on how wrong the weak labels are in a way the model can learn. On digits, with weak
-    labels of a small network (70% right) at a tenth of the price, all weak won at a budget of 200 (0.65 against 0.38 for
-    all strong, 3 seeds). The mixed regime was not reproduced here: at 1,000, with four fifths for strong labels, it was 1.5
-    points below the better of the two alone (20 seeds, p 0.3), which is the better by chance too.
+    With several shares `judge` takes part in training: report on other rows. The rows of `strong` should not be among
+    the weak ones. Which regime you are in depends on how wrong the weak labels are in a way the model can learn. On
+    digits, with weak labels of a small network (70% right) at a tenth of the price, all weak won at a budget of 200
+    (0.65 against 0.38 for all strong, 3 seeds). The mixed regime was not reproduced here: at 1,000, with four fifths
+    for strong labels, it was 1.5 points below the better of the two alone (20 seeds, p 0.3), which is the better by
+    chance too.
 
     ## Differs from the paper
-    Here the model that is elicited is any classifier, not a large pretrained one whose knowledge is the point. Its few-shot
-    prompt before fine-tuning (up to 5 points), log-confidence loss and active choice of rows for strong labels are left
-    out. A stage holds out 2 rows at least, none of fewer than 4; the weights it starts from are a candidate too, so that a
-    stage that only harms is undone. Each stage has `steps`, as theirs have 30,000 rows whatever was bought.
+    Here the model that is elicited is any classifier, not a large pretrained one whose knowledge is the point. Its
+    few-shot prompt before fine-tuning (up to 5 points), log-confidence loss and active choice of rows for strong labels
+    are left out. A stage holds out 2 rows at least, none of fewer than 4; the weights it starts from are a candidate
+    too, so that a stage that only harms is undone. Each stage has `steps`, as theirs have 30,000 rows whatever was
+    bought.
 
     ## See also
     `noise_aware`, which mixes both kinds in one training.
@@ -92,44 +92,32 @@ class LabelBudget(Fit):
     lr: float = 1e-3
     """Learning rate of each stage."""
 
-    tiny = {
-        "world": "digits",
-        "strong": "$test",
-        "judge": "$data",
-        "budget": 200.0,
-        "shares": [0.0, 0.5],
-        "steps": 10,
-        "lr": 1e-2,
-    }
+    tiny = {"world": "digits", "strong": "$test", "judge": "$data", "budget": 200.0, "shares": [0.0, 0.5],
+            "steps": 10, "lr": 1e-2}  # fmt: skip
 
     def __call__(self, run: Run, model: Model, data: Data) -> Model:
         data.need("label", who="label_budget")
         self.strong.need("label", who="label_budget's `strong`")
         self._check(model)
-        order = [
-            run.numpy("label_budget", kind).permutation(len(d)) for kind, d in (("weak", data), ("strong", self.strong))
-        ]
-        best, frontier = None, []
-        for share in self.shares:
-            counts = purchase(self.budget, share, self.weak_cost, self.strong_cost)
-            bought = []
-            for kind, rows, picked, count in zip(("weak", "strong"), (data, self.strong), order, counts, strict=True):
-                if count > len(rows):
-                    raise Bad(
-                        f"budget={self.budget} at share {share} buys {count} {kind} labels and there are {len(rows)}: lower it"
-                    )
-                bought.append(rows.take(picked[:count]))
-            if not sum(counts):
+        pools = {"weak": data, "strong": self.strong}
+        order = {kind: run.numpy("label_budget", kind).permutation(len(rows)) for kind, rows in pools.items()}
+        bought = [dict(zip(pools, purchase(self.budget, s, self.weak_cost, self.strong_cost))) for s in self.shares]
+        for share, counts in zip(self.shares, bought, strict=True):
+            for kind, count in counts.items():
+                if count > len(pools[kind]):
+                    at = f"budget={self.budget} at share {share}"
+                    raise Bad(f"{at} buys {count} {kind} labels and there are {len(pools[kind])}: lower it")
+            if not any(counts.values()):
                 raise Bad(f"budget={self.budget} buys no label at share {share}: raise it")
+        best, frontier = None, []
+        for share, counts in zip(self.shares, bought, strict=True):
             made = model.copy()
-            for rows in bought:
-                if len(rows):
-                    self._stage(run, made, rows)
+            for kind, count in counts.items():
+                if count:
+                    self._stage(run, made, pools[kind].take(order[kind][:count]))
             accuracy = None if self.judge is None else _accuracy(run, made, self.judge)
-            price = counts[0] * self.weak_cost + counts[1] * self.strong_cost
-            frontier.append(
-                {"share": share, "weak": counts[0], "strong": counts[1], "cost": price, "accuracy": accuracy}
-            )
+            price = counts["weak"] * self.weak_cost + counts["strong"] * self.strong_cost
+            frontier.append({"share": share, **counts, "cost": price, "accuracy": accuracy})
             if best is None or (accuracy or 0.0) > best[0]:
                 best = (accuracy or 0.0, made)
         chosen = best[1]  # type: ignore[index]
@@ -143,13 +131,14 @@ class LabelBudget(Fit):
             raise Bad(f"shares={self.shares}: give shares of the budget, from 0 to 1")
         if len(self.shares) > 1 and self.judge is None:
             raise Bad(f"{len(self.shares)} shares need a `judge`: rows with good labels to choose by")
-        if min(self.budget, self.weak_cost, self.strong_cost) <= 0 or not 0 <= self.held_out < 1 or self.checks < 1:
-            raise Bad("budget and costs must be above 0, held_out from 0 to below 1, checks at least 1")
+        paid = min(self.budget, self.weak_cost, self.strong_cost) > 0 and self.budget < np.inf
+        if not paid or not 0 <= self.held_out < 1 or self.checks < 1:
+            raise Bad("budget and costs must be above 0 and finite, held_out from 0 to below 1, checks at least 1")
 
     def _stage(self, run: Run, model: Model, rows: Data) -> None:
         """Train the model in place on these rows."""
         out = max(2, int(self.held_out * len(rows))) if self.held_out and len(rows) > 3 else 0
-        parts = (_Best(rows=rows.take(range(out)), every=max(1, self.steps // self.checks)),) if out else ()
+        parts = (Best(rows=rows.take(range(out)), every=max(1, self.steps // self.checks)),) if out else ()
         how = {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr}
         run.fit(model, rows.take(range(out, len(rows))), *parts, **how)
 
@@ -157,33 +146,3 @@ class LabelBudget(Fit):
 def _accuracy(run: Run, model: Model, rows: Data) -> float:
     rows.need("label", who="label_budget's `judge`")
     return float((run.infer(model, rows, lambda batch, out: out.argmax(-1)).numpy() == rows["label"]).mean())
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Best(Part):
-    """Hand on the weights most accurate on held-out rows (then of lowest loss), of the first ones and each `every` steps."""
-
-    rows: Data
-    every: int
-
-    def start(self, loop: Any) -> dict[str, Any]:
-        s: dict[str, Any] = {"score": [-1.0, 0.0], "weights": {}}
-        self._look(loop, s)
-        return s
-
-    def watch(self, loop: Any, s: dict[str, Any], record: dict[str, Any]) -> None:
-        if loop.t % self.every == 0 or loop.t == loop.steps:
-            self._look(loop, s)
-
-    def _look(self, loop: Any, s: dict[str, Any]) -> None:
-        def judged(batch: Batch, out: torch.Tensor) -> torch.Tensor:
-            loss = per_row(rowwise(loop.model.kind, batch, out), batch, loop.model.kind)
-            return torch.stack([(out.argmax(-1) == batch["labels"]).float(), -loss], dim=1)
-
-        score = loop.run.infer(loop.model, self.rows, judged).double().mean(0).tolist()
-        if score > s["score"]:
-            s["score"] = score
-            s["weights"] = {k: v.detach().clone() for k, v in loop.model.net.state_dict().items()}
-
-    def readout(self, loop: Any, s: dict[str, Any]) -> dict[str, torch.Tensor]:
-        return s["weights"]

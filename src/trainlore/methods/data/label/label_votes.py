@@ -40,8 +40,8 @@ class LabelVotes(Curate):
         {label: 0, words: [refund, broken]}             any of these words, whole
         {label: 2, column: features, at: 36, above: 0.5, below: 0.9}     a number, or entry `at` of a vector
 
-    `column` (default: the field `column`) and `name` may stand in each. From Python, `functions` are called with the Data
-    and give a vote a row.
+    `column` (default: the field `column`) and `name`, a note for readers, may stand in each. From Python, `functions`
+    are called with the Data and give a vote a row.
 
     ## Claim
     Over three fine-grained classification tasks, models trained on labels that a label model puts together from weak
@@ -55,10 +55,10 @@ class LabelVotes(Curate):
     The rules themselves: look at `vote_table`. Narrow and often right is better than broad and often wrong.
 
     ## Watch out
-    Expressions are RE2's: linear in time whatever they say, but without look-around or back-references; \\b and \\w know
-    ASCII letters only. A null text or a missing number matches nothing. Rules copied from each other vote alike, which
-    a label model takes for agreement. On the made-up two-domain texts twelve words picked from 20 labelled rows, six for
-    each domain, labelled nine rows in ten right: those texts are easier than any of yours.
+    Expressions are RE2's: linear in time whatever they say, but without look-around or back-references; \\b and \\w
+    know ASCII letters only. A null text or a missing number matches nothing. Rules copied from each other vote alike,
+    which a label model takes for agreement. On the made-up two-domain texts twelve words picked from 20 labelled rows,
+    six for each domain, labelled nine rows in ten right: those texts are easier than any of yours.
 
     ## Differs from the paper
     Only the functions; `label_model` combines their votes, by EM where the paper completes a matrix.
@@ -91,8 +91,9 @@ class LabelVotes(Curate):
             if vote.shape != (len(data),) or vote.dtype.kind not in "iub":
                 name = getattr(function, "__name__", repr(function))
                 raise Bad(f"{name} gave {vote.dtype} {vote.shape}, not a whole number for each of {len(data)} rows")
-            if vote.min() < -1:
-                raise Bad(f"{getattr(function, '__name__', function)!r} votes for {vote.min()}: -1 abstains")
+            if vote.min() < -1 or vote.max() >= 2**15:
+                name, odd = getattr(function, "__name__", function), vote.min() if vote.min() < -1 else vote.max()
+                raise Bad(f"{name!r} votes for {odd}: give a class from 0 to {2**15 - 1}, or -1 to abstain")
             found.append(vote)
         return data.with_(votes=np.stack(found, axis=1).astype(np.int16))
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data
-from trainlore.primitives.domains import domain_losses, domains, named_shares, row_odds
+from trainlore.primitives.domains import domain_losses, domains, exponentiated, named_shares, row_odds
 from trainlore.verbs import Part, method
 
 
@@ -20,10 +19,7 @@ def probes(k: int, own: float) -> Tensor:
 
 
 def law_matrix(drops: Tensor, own: float) -> Tensor:
-    """A (M, K), A_ij how much training on domain j lowers held-out loss i: `drops` = A @ mixtures, solved for A.
-
-    `drops` (M, K): how much loss i fell under the j-th of `probes(K, own)`.
-    """
+    """A (M, K), A_ij how much training on domain j lowers held-out loss i: solves drops (M, K) = A @ probes(K, own)."""
     return torch.linalg.solve(probes(drops.shape[1], own), drops.double().T).T
 
 
@@ -32,11 +28,6 @@ def positive(matrix: Tensor) -> Tensor:
     up = matrix - matrix.min().clamp(max=0)
     total = up.sum()
     return up / total if total > 0 else torch.full_like(up, 1 / up.numel())
-
-
-def updated(shares: Tensor, matrix: Tensor, eta: float) -> Tensor:
-    """Shares (K,) after a step of exponentiated gradient: shares_j * exp(eta * sum_i A_ij), made to sum to 1."""
-    return (shares.double().log() + eta * matrix.sum(0)).softmax(0)
 
 
 @method(
@@ -54,20 +45,16 @@ class Aioli(Part):
     """Try a few lopsided mixtures in turn, measure what each teaches, and shift the mixture by it.
 
     ## What it does
-    Takes held-out losses to fall linearly in the mixture, L_i(next) = L_i - sum_j A_ij p_j. Training goes in rounds of
-    `every` steps. A round begins with `sweeps` sweeps over K mixtures, in random order, `probe` steps each; mixture j
-    draws the share `own` from domain j and the others evenly. The drop of every held-out loss is measured after each.
+    Takes held-out losses to fall linearly in the mixture, L_i(next) = L_i - sum_j A_ij p_j. A round of `every` steps begins
+    with `sweeps` sweeps over K mixtures, in random order, `probe` steps each; mixture j draws the share `own` from
+    domain j and the others evenly. The drop of every held-out loss is measured after each.
 
         drop_i = P A_i,   P the K mixtures in rows         solved for A, drops averaged over the sweeps
         A <- (A - min(A, 0)) / sum of it
         p_j <- p_j * exp(eta * sum_i A_ij) / normalizer    for the rest of the round
 
-    With `ema` the matrices are averaged over rounds, and p starts from even shares at every round:
-
-        M <- ema * M + (1 - ema) * A,    p_j ~ exp(eta * sum_i M_ij)
-
-    `shares` are drawn over the first `prior` of training and then adjusted: the paper's repair of mixtures that were
-    learned on shorter runs.
+    With `ema`, M <- ema * M + (1 - ema) * A over the rounds and p_j ~ exp(eta * sum_i M_ij), from even shares every round.
+    `shares` are drawn over the first `prior` of training and then adjusted: the paper's repair of mixtures of shorter runs.
 
     ## Claim
     160M models on six sets of SlimPajama sources: lower perplexity than stratified sampling on 6 of 6, by 0.27 on
@@ -81,13 +68,12 @@ class Aioli(Part):
 
     ## Watch out
     A sums to 1 over all its entries, so with `ema` no share exceeds another more than exp(eta) times: at 0.2 the mixture
-    hardly leaves the even one. Without `ema` the shares go on drifting. A drop over `probe` steps
-    is noisy, and the loss falls fastest early, so that early trials in a sweep look better than late ones. On two domains
-    and their blend it is no better than the uniform mixture here (n = 10).
+    hardly leaves the even one; without, the shares go on drifting. A drop over `probe` steps is noisy, and losses fall
+    fastest early: early trials of a sweep look better. On two domains and their blend it is no better than even (n = 10).
 
     ## Differs from the paper
-    As the authors' code, but for one point: without `ema` the step starts from the mixture in force, also when that is
-    `shares`; the code forgets them at the first update. `held_out` may have other domains than the data.
+    As the authors' code, but without `ema` the step starts from the mixture in force, also when that is `shares`, which the
+    code forgets at the first update. `held_out` may have other domains than the data.
 
     ## See also
     `uniform_mixture`, its rival; `skill_it`, whose matrix is fixed; `mixing_laws`, which asks whole trainings.
@@ -123,23 +109,15 @@ class Aioli(Part):
         if k < 2:
             raise Bad(f"aioli: column {self.by!r} has one domain, {names[0]}: there is nothing to mix")
         if min(self.sweeps, self.probe) < 1 or self.sweeps * self.probe * k >= self.every:
-            raise Bad(
-                f"aioli: every={self.every} must exceed the trials' sweeps * domains * probe = "
-                f"{self.sweeps} * {k} * {self.probe} steps, and sweeps and probe be at least 1"
-            )
-        if not 1 / k < self.own <= 1:
-            raise Bad(f"aioli: own must be above 1 / {k} (an even mixture tells nothing) and at most 1, got {self.own}")
-        if not 0 <= self.prior <= 1 or not (self.ema is None or 0 <= self.ema < 1):
-            raise Bad(f"aioli: prior lies in 0..1 and ema from 0 to below 1, got {self.prior}, {self.ema}")
-        if self.prior and self.shares is None:
-            raise Bad("aioli: prior needs the `shares` to begin with")
+            trials = f"sweeps * domains * probe = {self.sweeps} * {k} * {self.probe}"
+            raise Bad(f"aioli: every={self.every} must exceed the trials' {trials} steps, and these be at least 1")
+        if not 1 / k < self.own <= 1 or not (self.ema is None or 0 <= self.ema < 1):
+            raise Bad(f"aioli: own={self.own} must be above 1 / {k} and at most 1, ema={self.ema} from 0 to below 1")
+        if not 0 <= self.prior <= 1 or (self.prior and self.shares is None):
+            raise Bad(f"aioli: prior={self.prior} must lie in 0..1 and needs the `shares` to begin with")
         count = np.bincount(code)
         share = np.full(k, 1 / k) if self.shares is None else named_shares(names, self.shares, count, "aioli")
-        s: dict[str, Any] = {
-            "code": torch.from_numpy(code),
-            "count": torch.from_numpy(count),
-            "share": torch.from_numpy(share),
-        }
+        s: dict = {"code": torch.from_numpy(code), "count": torch.from_numpy(count), "share": torch.from_numpy(share)}
         s |= {"group": torch.from_numpy(wanted[1]), "groups": len(wanted[0]), "since": -1, "matrix": None}
         return {**s, "before": None, "drops": None, "odds": row_odds(s["code"], s["share"], s["count"])}
 
@@ -149,8 +127,7 @@ class Aioli(Part):
         if s["since"] < 0:
             s["since"] = loop.t
         round_, at = divmod(loop.t - s["since"], self.every)
-        k = len(s["share"])
-        trial, within = divmod(at, self.probe)
+        k, (trial, within) = len(s["share"]), divmod(at, self.probe)
         if within or trial > self.sweeps * k:
             return s["odds"]
         order = torch.cat([torch.randperm(k, generator=loop.rng("aioli", round_, i)) for i in range(self.sweeps)])
@@ -168,6 +145,6 @@ class Aioli(Part):
 
     def _mixture(self, s: dict, matrix: Tensor) -> Tensor:
         if self.ema is None:
-            return updated(s["share"], matrix, self.eta)
+            return exponentiated(s["share"], matrix.sum(0), self.eta)
         s["matrix"] = matrix if s["matrix"] is None else self.ema * s["matrix"] + (1 - self.ema) * matrix
-        return updated(torch.ones_like(s["share"]), s["matrix"], self.eta)
+        return exponentiated(torch.ones_like(s["share"]), s["matrix"].sum(0), self.eta)

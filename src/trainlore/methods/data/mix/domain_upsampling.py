@@ -66,6 +66,7 @@ class DomainUpsampling(Part):
     by: str = "domain"
     """Column that names a row's domain."""
 
+    ranges = {"last": [0.1, 0.5]}
     null = {"last": 0.0}
     tiny = {"world": "text", "shares": {"b": 0.8}, "last": 0.5}
 

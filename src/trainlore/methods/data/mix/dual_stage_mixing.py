@@ -26,7 +26,7 @@ def reminders(code: np.ndarray, special: np.ndarray, keep: float, generator: tor
     name="dual_stage_mixing",
     title="DMT (dual-stage mixed fine-tuning)",
     paper="arXiv:2310.05492",
-    lit="p325",
+    lit=["p325", "p246"],
     family="data/mix",
     year=2023,
     tier="core",
@@ -79,6 +79,7 @@ class DualStageMixing(Part):
     by: str = "domain"
     """Column that names a row's domain."""
 
+    ranges = {"keep": [0.001, 0.1, "log"]}
     null = {"first": 0.0, "keep": 1.0}
     tiny = {"world": "text", "special": ["a"], "keep": 0.125, "first": 0.5}
 

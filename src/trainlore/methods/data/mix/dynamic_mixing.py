@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainlore.errors import Bad
 from trainlore.nouns import Batch, Data, Model
-from trainlore.primitives.domains import domain_means, domains, row_odds
+from trainlore.primitives.domains import domain_means, domains, exponentiated, row_odds
 from trainlore.runs import Run
 from trainlore.verbs import Part, method
 
@@ -17,12 +17,6 @@ from trainlore.verbs import Part, method
 def differences(features: Tensor) -> Tensor:
     """How unlike the others each domain is, (K,): the mean distance of its features (K, D) to all K, itself included."""
     return torch.cdist(features.double(), features.double(), compute_mode="donot_use_mm_for_euclid_dist").mean(1)
-
-
-def updated(shares: Tensor, unlike: Tensor, eta: float, floor: float) -> Tensor:
-    """Shares (K,) times exp(eta * unlike), made to sum to 1, and the part `floor` of them spread evenly."""
-    raised = (shares.double().log() + eta * unlike.double()).softmax(0)
-    return (1 - floor) * raised + floor / len(raised)
 
 
 def router(net: nn.Module) -> nn.Module | None:
@@ -135,7 +129,7 @@ class DynamicMixing(Part):
 
     def odds(self, loop, s) -> Tensor:
         if loop.t and loop.t % self.every == 0:
-            s["share"] = updated(s["share"], differences(self._features(loop, s)), self.eta, self.floor)
+            s["share"] = exponentiated(s["share"], differences(self._features(loop, s)), self.eta, self.floor)
             s["odds"] = row_odds(s["code"], s["share"], s["count"])
         return s["odds"]
 

@@ -5,6 +5,7 @@ from itertools import combinations
 from math import comb
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from trainlore.errors import Bad
@@ -20,13 +21,12 @@ def averaged(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of state dicts of one shape, in float64 and back; counters and other whole numbers are the first one's."""
     mean = {}
     for name, first in states[0].items():
-        if not first.is_floating_point():
-            mean[name] = first.clone()
-            continue
-        total = first.double()
-        for state in states[1:]:
-            total = total + state[name].double()
-        mean[name] = (total / len(states)).to(first.dtype)
+        mean[name] = first.clone()
+        if first.is_floating_point():
+            total = torch.zeros_like(first, dtype=torch.float64)
+            for state in states:
+                total += state[name]
+            mean[name] = (total / len(states)).to(first.dtype)
     return mean
 
 
@@ -38,12 +38,10 @@ def shards(code: np.ndarray, size: int | None, generator: np.random.Generator) -
     parts = []
     for k in range(code.max() + 1):
         own = generator.permutation(np.flatnonzero(code == k))
-        if size is None:
-            parts.append((k, np.sort(own)))
-            continue
-        if len(own) < size:
+        step = len(own) if size is None else size
+        if len(own) < step:
             raise Bad(f"merged_ablation: shard={size}, but domain {k} has {len(own)} rows: lower it, or leave it out")
-        parts += [(k, np.sort(own[at : at + size])) for at in range(0, len(own) - size + 1, size)]
+        parts += [(k, np.sort(own[at : at + step])) for at in range(0, len(own) - step + 1, step)]
     return parts
 
 
@@ -51,7 +49,7 @@ def shards(code: np.ndarray, size: int | None, generator: np.random.Generator) -
     name="merged_ablation",
     title="Data ablation by modular training and merging",
     paper="arXiv:2410.15661",
-    lit="p561",
+    lit=["p561", "p087"],
     family="data/mix",
     year=2024,
     tier="core",
@@ -66,7 +64,7 @@ class MergedAblation(Measure):
 
         loss(S) ~ loss of the weights (1 / |S|) sum_{i in S} theta_i,      theta_i = model trained on part i
 
-    The report has one loss for every union and held-out domain; the notes have the unions by their mean loss.
+    The report has one loss for every union and held-out domain; the notes rank the unions by their mean loss.
 
     ## Claim
     Continued pretraining (130M models and larger) on partitions of a corpus, such as papers by field and year: for any
@@ -74,18 +72,16 @@ class MergedAblation(Measure):
     trainings linear in the number of partitions serve for all unions.
 
     ## Cost
-    One training a part, then one pass over `held_out` a union. Holds the weights of every part:
-    parts * 4 bytes * number of weights.
+    One training a part, then one pass over `held_out` a union. Memory: 4 bytes * weights * parts.
 
     ## Fields worth tuning
     `shard`: parts of one size make a domain count by its rows; without, each domain counts once, whatever its size.
 
     ## Watch out
-    The losses rank unions; they are not the losses that training on them would give. The parts must stay near the common
-    start: average late in training, not from random weights. The model should have been trained already.
-    A union seldom beats its best part everywhere: sources of images and texts put together diluted the robustness of the
-    best one (Quality Not Quantity, arXiv:2208.05516). So single domains are among the unions, and `held_out` should have
-    the shifted data that counts.
+    The losses rank unions; they are not the losses that training on them would give. The parts must stay near a common
+    start: a trained model, never random weights. A union seldom beats its best part everywhere: sources of images and
+    texts put together diluted the robustness of the best one (Quality Not Quantity, arXiv:2208.05516). So single domains
+    are among the unions, and `held_out` should have the shifted data that counts.
 
     ## Differs from the paper
     Losses are means over rows of the mean token loss; the paper takes perplexities. Nothing is trained on the unions
@@ -123,8 +119,8 @@ class MergedAblation(Measure):
         groups, group = ["all"], np.zeros(len(self.held_out), np.int64)
         if self.by in self.held_out.columns:
             groups, group = domains(self.held_out, self.by, "merged_ablation's held_out")
-        if self.epochs <= 0:
-            raise Bad(f"merged_ablation: epochs must be above 0, got {self.epochs}")
+        if self.epochs <= 0 or (self.shard is not None and self.shard < 1):
+            raise Bad(f"merged_ablation: epochs must be above 0 and shard at least 1, got {self.epochs}, {self.shard}")
         how = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
         trained: dict[int, list[dict[str, Tensor]]] = {}
         for k, rows in shards(code, self.shard, run.numpy("merged_ablation")):
@@ -144,16 +140,11 @@ class MergedAblation(Measure):
     def _mixes(self, names: list[str]) -> list[tuple[str, ...]]:
         """The unions to predict, each domain once in it."""
         if self.mixes:
-            if strange := sorted({n for mix in self.mixes for n in mix} - set(names)):
-                raise Bad(f"merged_ablation: mixes name {', '.join(strange)}; the domains are {', '.join(names)}")
-            if not all(self.mixes):
-                raise Bad("merged_ablation: mixes has a union of no domain")
+            if not all(mix and set(mix) <= set(names) for mix in self.mixes):
+                raise Bad(f"merged_ablation: mixes={self.mixes}: name in each one or more of {', '.join(names)}")
             return [tuple(dict.fromkeys(mix)) for mix in self.mixes]
         top = len(names) if self.largest is None else min(self.largest, len(names))
-        if top < 1:
-            raise Bad(f"merged_ablation: largest must be at least 1, got {self.largest}")
-        if sum(comb(len(names), n) for n in range(1, top + 1)) > MOST:
-            raise Bad(
-                f"merged_ablation: {len(names)} domains have more than {MOST} unions: name some in mixes, or set largest"
-            )
+        if not 0 < sum(comb(len(names), n) for n in range(1, top + 1)) <= MOST:
+            found = f"merged_ablation: largest={self.largest} of {len(names)} domains"
+            raise Bad(f"{found} makes no union or more than {MOST}: name some in mixes, or set largest")
         return [mix for n in range(1, top + 1) for mix in combinations(names, n)]

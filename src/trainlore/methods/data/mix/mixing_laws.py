@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,74 +9,16 @@ from torch import Tensor
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
-from trainlore.primitives.curves import least_squares
 from trainlore.primitives.domains import domain_losses, domains, mixed_rows, named_shares, row_odds
+from trainlore.primitives.probes import best_mixture, fit_mixing_law, tried_mixtures
 from trainlore.verbs import Part, method
-
-FLOORS = (0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98, 0.995)  # of the lowest loss seen: where the search for c starts
-STEEP = 30.0  # no t is beyond it: a share of one tenth would multiply the loss by 20
-Law = tuple[float, float, np.ndarray]
-
-
-def law(shares: np.ndarray, c: float, k: float, t: np.ndarray) -> np.ndarray:
-    """Losses (...) at shares (..., K): c + k * exp(sum_j t_j r_j), with t (K,)."""
-    return c + k * np.exp(np.asarray(shares, np.float64) @ np.asarray(t, np.float64))
-
-
-def fit_law(shares: np.ndarray, losses: np.ndarray, huber: float = 0.02) -> Law:
-    """c, k and t (K,) of one held-out loss from trainings: shares (R, K), losses (R,); c from 0 to the lowest loss.
-
-    Shares sum to 1, so adding a number to every t_j and dividing k by its exponential changes nothing: the t given
-    sum to 0. Given c, log(L - c) is linear in the shares; the best of several c starts the descent.
-    """
-    x, y = np.asarray(shares, np.float64), np.asarray(losses, np.float64)
-    r, k = x.shape
-    if y.shape != (r,) or not np.isfinite(y).all() or (y <= 0).any():
-        raise Bad(f"a mixing law needs a loss above 0 for each of {r} mixtures; there are {y.shape}, from {y.min():g}")
-    if np.linalg.matrix_rank(x) < k or r < k + 1:
-        raise Bad(f"a mixing law of {k} domains needs {k + 1} trainings on different mixtures or more, not {r}")
-    starts = [[f * y.min(), *np.linalg.lstsq(x, np.log(y - f * y.min()), rcond=None)[0]] for f in FLOORS]
-    starts.sort(key=lambda p: np.abs(law(x, p[0], 1.0, np.array(p[1:])) - y).sum())
-    low, high = [0.0, *[-STEEP] * k], [y.min() * (1 - 1e-9), *[STEEP] * k]
-    c, *t = least_squares(lambda p: law(x, p[0], 1.0, p[1:]), starts[:3], y, low, high, huber=huber)
-    return float(c), float(np.exp(np.mean(t))), np.array(t) - np.mean(t)
-
-
-def best_mixture(laws: Sequence[Law], weights: Sequence[float]) -> np.ndarray:
-    """The shares (K,) where the laws' weighted sum is lowest. It is convex, so there is one lowest value."""
-    from scipy.optimize import minimize
-
-    t, scale = np.stack([t for _, _, t in laws]), np.asarray(weights) * [k for _, k, _ in laws]
-    size = max(float(scale.sum()), 1e-12)
-    found = minimize(
-        lambda r: scale @ np.exp(t @ r) / size,
-        np.full(t.shape[1], 1 / t.shape[1]),
-        jac=lambda r: (scale * np.exp(t @ r)) @ t / size,
-        bounds=[(0.0, 1.0)] * t.shape[1],
-        constraints={"type": "eq", "fun": lambda r: r.sum() - 1, "jac": np.ones_like},
-        method="SLSQP",
-        options={"ftol": 1e-12, "maxiter": 1000},
-    )
-    shares = found.x.clip(min=0)
-    return shares / shares.sum()
-
-
-def tried(k: int, n: int, generator: np.random.Generator) -> np.ndarray:
-    """n mixtures (n, k) to train on: the even one; each domain 16 times the others; then random ones.
-
-    In those each domain has one of 1, 1/2, ... 1/16 before they are made to sum to 1.
-    """
-    raw = 2.0 ** -generator.integers(0, 5, (n, k))
-    lead = np.concatenate([np.ones((1, k)), np.where(np.eye(k, dtype=bool), 1.0, 1 / 16)])[:n]
-    raw[: len(lead)] = lead
-    return raw / raw.sum(1, keepdims=True)
 
 
 @method(
     name="mixing_laws",
     title="Data mixing laws",
     paper="arXiv:2403.16952",
-    lit="p487",
+    lit=["p487", "p202"],
     family="data/mix",
     year=2024,
     tier="core",
@@ -146,12 +88,8 @@ class MixingLaws(Part):
     def start(self, loop) -> dict:
         names, code = domains(loop.data, self.by, "mixing_laws")
         shares, losses, wanted = self._table(loop, names, code)
-        laws = [fit_law(shares, losses[:, i]) for i in range(len(wanted))]
-        weights = dict.fromkeys(wanted, 1.0) if self.weights is None else self.weights
-        if (total := sum(weights.values())) <= 0 or min(weights.values()) < 0:
-            raise Bad("mixing_laws: weights must be at least 0 and not all 0")
-        share = {n: w / total for n, w in weights.items()} | {n: 0.0 for n in wanted if n not in weights}
-        best = best_mixture(laws, named_shares(wanted, share, np.ones(len(wanted)), "mixing_laws: weights as"))
+        laws = [fit_mixing_law(shares, losses[:, i]) for i in range(len(wanted))]
+        best = best_mixture(laws, self._weights(wanted))
         told = {
             n: {"c": c, "k": k, "t": dict(zip(names, t.tolist(), strict=True))}
             for n, (c, k, t) in zip(wanted, laws, strict=True)
@@ -166,9 +104,19 @@ class MixingLaws(Part):
     def odds(self, loop, s) -> Tensor:
         return s["odds"]
 
+    def _weights(self, wanted: list[str]) -> np.ndarray:
+        """How much each held-out domain counts, (M,); they sum to 1."""
+        weights = dict.fromkeys(wanted, 1.0) if self.weights is None else self.weights
+        if (total := sum(weights.values())) <= 0 or min(weights.values()) < 0:
+            raise Bad("mixing_laws: weights must be at least 0 and not all 0")
+        share = {n: w / total for n, w in weights.items()} | {n: 0.0 for n in wanted if n not in weights}
+        return named_shares(wanted, share, np.ones(len(wanted)), "mixing_laws: weights as")
+
     def _table(self, loop: Any, names: list[str], code: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Shares (R, K) and losses (R, M) of the trainings, and the names of the M held-out domains."""
-        wanted, group = domains(self.held_out, self.by, "mixing_laws' held_out") if self.held_out else ([], np.zeros(0))
+        wanted: list[str] = []
+        if self.held_out is not None:
+            wanted, group = domains(self.held_out, self.by, "mixing_laws' held_out")
         if self.runs:
             shares, losses = (np.array(column, np.float64) for column in zip(*self.runs, strict=True))
             wanted = wanted or [str(i) for i in range(losses.shape[1])]
@@ -180,10 +128,14 @@ class MixingLaws(Part):
             return shares, losses, wanted
         if self.held_out is None:
             raise Bad("mixing_laws needs `held_out` rows, or the `runs` of trainings there already are")
-        if min(self.mixtures, self.steps) < 1:
-            raise Bad(f"mixing_laws: mixtures and steps must be at least 1, got {self.mixtures}, {self.steps}")
+        if self.mixtures <= len(names) or self.steps < 1:  # said before the trainings, not after
+            raise Bad(
+                f"mixing_laws: {len(names)} domains need mixtures of at least {len(names) + 1}, and steps of 1; "
+                f"got {self.mixtures}, {self.steps}"
+            )
+        self._weights(wanted)  # so is a wrong name
         run, rng, proxy = loop.run, loop.run.numpy("mixing_laws"), self.proxy or loop.model
-        shares, found = tried(len(names), self.mixtures, rng), []
+        shares, found = tried_mixtures(len(names), self.mixtures, rng), []
         for r in shares:
             rows = loop.data.take(mixed_rows(code, r, self.steps * loop.size, rng))
             small = run.fit(proxy.copy(), rows, steps=self.steps, batch_size=loop.size, lr=self.lr)

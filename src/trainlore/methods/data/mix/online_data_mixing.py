@@ -90,6 +90,7 @@ class OnlineDataMixing(Part):
     by: str = "domain"
     """Column that names a row's domain."""
 
+    ranges = {"smooth": [0.5, 0.99]}
     null = {"warmup": 1.0}
     tiny = {"world": "text", "warmup": 0.1}
 

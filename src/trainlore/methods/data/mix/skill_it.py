@@ -130,6 +130,7 @@ class SkillIt(Part):
     by: str = "domain"
     """Column that names a row's skill."""
 
+    ranges = {"eta": [0.1, 1.0, "log"]}
     null = None  # eta = 0 draws all skills equally often, not the data's own mixture
     tiny = {"world": "text", "held_out": "$held_out", "graph": [[1.0, 0.5], [0.0, 1.0]], "every": 5}
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from trainlore.errors import Bad
 from trainlore.nouns import Model
 from trainlore.primitives.losses import per_row, rowwise
+from trainlore.primitives.sampling import gumbel
 from trainlore.verbs import Part, method
 
 NEXT, REST = 1e-6, 1e-9  # odds of rows of the next round, and of rows of neither: taken only when there is nothing else
@@ -25,8 +26,7 @@ def cycle(begin: float, end: float, factor: float, n: int) -> list[float]:
 
 def sampled(scores: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Positions int64 (size,) drawn without replacement in proportion to scores (N,) above 0."""
-    noise = -torch.empty(len(scores), dtype=torch.float64).exponential_(generator=generator).log()  # Gumbel's law
-    return (scores.double().log() + noise).topk(size).indices
+    return (scores.double().log() + gumbel(len(scores), generator)).topk(size).indices
 
 
 @method(

@@ -10,6 +10,8 @@ from trainlore.errors import Bad
 from trainlore.primitives.domains import domains
 from trainlore.verbs import Part, method
 
+PAIRS = 1 << 22  # compared at a time: 32 MB
+
 
 def reciprocal_rank(score: np.ndarray, query: np.ndarray) -> np.ndarray:
     """1 / rank of each score (N,) in its query's list, the highest first; `query` int64 (N,). Earlier rows win ties."""
@@ -35,11 +37,13 @@ def percentile(score: np.ndarray, query: np.ndarray) -> np.ndarray:
 
     out = np.full(len(score), 0.5)
     order = np.argsort(query, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(query[order])) + 1):  # a query's list is short: all pairs
+    for rows in np.split(order, np.flatnonzero(np.diff(query[order])) + 1):
         x = score[rows]
         width = x.std(ddof=1) * len(x) ** -0.2 if len(x) > 1 else 0.0
         if width > 0:
-            out[rows] = ndtr((x[:, None] - x[None]) / width).mean(1)
+            step = max(1, PAIRS // len(x))
+            for at in np.split(rows, range(step, len(x), step)):
+                out[at] = ndtr((score[at][:, None] - x) / width).mean(1)
     return out
 
 
@@ -79,7 +83,7 @@ class DifficultyCurriculum(Part):
     for pointwise and pairwise losses; nothing at inference.
 
     ## Cost
-    None but the scores, which a ranker has.
+    None but the scores, which a ranker has; `kde` compares all pairs of a list.
 
     ## Fields worth tuning
     `until`, on validation data; the authors' default is 20 of their epochs. `by` with `heuristic: ease` weighs any rows
@@ -114,8 +118,8 @@ class DifficultyCurriculum(Part):
     tiny = {"world": "digits", "by": "label", "heuristic": "score"}
 
     def start(self, loop) -> dict:
-        if not 0 <= self.until <= 1:
-            raise Bad(f"difficulty_curriculum: until must lie in 0..1, got {self.until}")
+        if not 0 <= self.until <= 1 or self.heuristic not in (*HEURISTICS, "ease"):
+            raise Bad(f"until={self.until} must lie in 0..1, heuristic={self.heuristic!r} be rank, score, kde or ease")
         loop.data.need(self.by, who="difficulty_curriculum")
         score = np.asarray(loop.data[self.by])
         if score.ndim != 1 or score.dtype.kind not in "fiub" or not np.isfinite(score).all():

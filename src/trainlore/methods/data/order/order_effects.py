@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model, Report
-from trainlore.primitives.gradients import gradient_sum
+from trainlore.primitives.gradients import flat_weights, gradient_sum, put_weights
 from trainlore.primitives.losses import per_row, rowwise
 from trainlore.runs import Run
 from trainlore.verbs import Measure, method
@@ -30,19 +30,17 @@ def walk(start: Tensor, order: Sequence[int], slope: Callable[[int, Tensor, int]
 def expanded(path: Tensor, table: Tensor, taylor: int) -> Callable[[int, Tensor, int], Tensor]:
     """Slopes near a path from those on it: path (T + 1, P), table (T, blocks, P) of slopes at path[t].
 
-    At order 0 the slope on the path. At order 1 its change along the way off the path is added, as far as that way lies
-    among the steps of the path; that change is read from the table.
+    At order 0 the slope on the path; at order 1 with its change along the way off the path, read from the table as far as
+    that way lies among the steps of the path.
     """
-    gram = (path[1:-1] - path[:1]) @ (path[1:-1] - path[:1]).T
-    inverse = torch.linalg.pinv(gram.double(), rtol=1e-6, hermitian=True).to(path)
+    ways = path[1:-1] - path[:1]
+    inverse = torch.linalg.pinv((ways @ ways.T).double(), rtol=1e-6, hermitian=True).to(path)
 
     def slope(t: int, weights: Tensor, block: int) -> Tensor:
-        g = table[t, block]
         if not taylor or t == 0:
-            return g
-        ways = path[1:-1] - path[:1]
+            return table[t, block]
         share = inverse @ (ways @ (weights - path[t]))
-        return g + share @ (table[1:, block] - table[0, block])
+        return table[t, block] + share @ (table[1:, block] - table[0, block])
 
     return slope
 
@@ -61,23 +59,22 @@ class OrderEffects(Measure):
     """Estimate how the order of the rows moves a held-out loss, from one training.
 
     ## What it does
-    Cuts the rows into T blocks, as they come, and trains on one a step by Adam, theta_0 .. theta_T. At each theta_t the
-    gradients of all blocks are kept. Another order is then walked with gradients expanded around that path,
+    Cuts the rows into T blocks, as they come, and trains on one a step by Adam, theta_0 .. theta_T, keeping the gradients of
+    all blocks at each theta_t. Another order is then walked with gradients expanded around that path,
 
         g_b(gamma_t) = g_b(theta_t) + H_b (gamma_t - theta_t),      Adam's moments carried along
 
     where H_b times a way is read from how g_b changes along the path. The held-out loss at the end of each of `orders`
-    random orders is measured at the estimated weights. A row's value is the mean of that loss over the orders in which its
-    block comes in the later half, less the mean over the others: below 0, the row is better seen late. The notes hold
-    `orders`, their `estimates`, the `reference` loss and the `best` order.
+    random orders is measured. A row's value is the mean of it over the orders in which its block comes in the later half,
+    less the mean over the others: below 0, it is better seen late. The notes hold `orders`, their `estimates`, the
+    `reference` loss and the `best` order.
 
     ## Claim
     For a language model of 0.6B weights on WikiText-103 the estimates track the true results of retraining, well enough to
     choose a curriculum and to see where in the order a row is memorized.
 
     ## Cost
-    T + 1 passes over the rows, then a pass over `held_out` for each order, no backward. Memory: 4 T^2 P bytes for P
-    weights and 4 T P more; 64 bytes a weight at T = 4, 256 at T = 8.
+    T + 1 passes over the rows, one over `held_out` for each order. Memory: 4 T^2 bytes a weight (256 at T = 8) and 4 T more.
 
     ## Fields worth tuning
     `blocks` and `lr`: the larger the steps, the less an expansion sees. Sort the rows first by what shall be ordered: a
@@ -88,8 +85,8 @@ class OrderEffects(Measure):
 
     ## Differs from the paper
     Only the abstract and a review could be read. It expands Adam's whole update, to the second order, and stores random
-    projections. We expand the gradient to the first and carry the moments exactly; its change along the path comes from
-    differences of the stored gradients in place of second derivatives, so a way that no block took is not seen.
+    projections. Here the gradient is expanded to the first and the moments carried exactly; its change comes from differences
+    of stored gradients in place of second derivatives, so a way that no block took is not seen.
 
     ## See also
     `curriculum` (train in an order), `skill_it` (find one while training).
@@ -113,41 +110,31 @@ class OrderEffects(Measure):
         self.held_out.need(who="order_effects's held_out")
         if not 2 <= self.blocks <= len(data):
             raise Bad(f"blocks={self.blocks} must be at least 2 and at most the {len(data)} rows")
-        if self.orders < 2:
-            raise Bad(f"orders={self.orders} must be at least 2: there is nothing to compare")
-        if self.taylor not in (0, 1):
-            raise Bad(f"taylor={self.taylor} must be 0 or 1")
+        if self.orders < 2 or self.taylor not in (0, 1):
+            raise Bad(f"orders={self.orders} must be at least 2 and taylor={self.taylor} 0 or 1")
         model = model.copy()
         path, table = self._reference(run, model, data)
         slope, draw = expanded(path, table, self.taylor), run.numpy("order_effects")
-        orders = [draw.permutation(self.blocks) for _ in range(self.orders)]
-        ends = [walk(path[0], order, slope, self.lr)[-1] for order in orders]
-        reference, *estimates = (loss_at(run, model, w, self.held_out) for w in (path[-1], *ends))
-        late = np.stack([np.argsort(order) >= self.blocks / 2 for order in orders])  # (orders, blocks)
-        found = np.array(estimates)
+        orders = np.stack([draw.permutation(self.blocks) for _ in range(self.orders)])
+        estimates = [loss_at(run, model, walk(path[0], order, slope, self.lr)[-1], self.held_out) for order in orders]
+        late, found = np.argsort(orders, 1) >= self.blocks / 2, np.array(estimates)  # late: (orders, blocks)
         effect = [found[k].mean() - found[~k].mean() if 0 < k.sum() < len(k) else 0.0 for k in late.T]
-        notes = {
-            "orders": [order.tolist() for order in orders],
-            "estimates": estimates,
-            "reference": reference,
-            "best": orders[int(np.argmin(found))].tolist(),
-        }
+        notes: dict = {"orders": orders.tolist(), "estimates": estimates, "best": orders[found.argmin()].tolist()}
+        notes["reference"] = loss_at(run, model, path[-1], self.held_out)
         value = np.array(effect)[block_of(len(data), self.blocks)]
         return Report.of("late_effect", value, better="", rows=data.ids, groups=data.groups("domain"), notes=notes)
 
     def _reference(self, run: Run, model: Model, data: Data) -> tuple[Tensor, Tensor]:
         """The path (T + 1, P) of the blocks in the order given, and every block's gradient at all but its end (T, T, P)."""
-        which = block_of(len(data), self.blocks)
-        pieces = [data.where(which == k) for k in range(self.blocks)]
+        pieces = [data.where(block_of(len(data), self.blocks) == k) for k in range(self.blocks)]
         table: list[Tensor] = []
 
         def slope(t: int, weights: Tensor, block: int) -> Tensor:
-            put(model, weights)
+            put_weights(model, weights)
             table.append(torch.stack([gradient_sum(run, model, piece) / len(piece) for piece in pieces]))
             return table[-1][block]
 
-        path = walk(flat(model), range(self.blocks), slope, self.lr)
-        return path, torch.stack(table)
+        return walk(flat_weights(model), range(self.blocks), slope, self.lr), torch.stack(table)
 
 
 def block_of(rows: int, blocks: int) -> np.ndarray:
@@ -155,21 +142,7 @@ def block_of(rows: int, blocks: int) -> np.ndarray:
     return np.arange(rows) * blocks // rows
 
 
-def flat(model: Model) -> Tensor:
-    """The trained weights, float32 (P,) on the CPU."""
-    return torch.cat([p.detach().float().flatten().cpu() for p in model.net.parameters() if p.requires_grad])
-
-
-@torch.no_grad()
-def put(model: Model, weights: Tensor) -> None:
-    """Write trained weights (P,) into the model."""
-    trained = [p for p in model.net.parameters() if p.requires_grad]
-    for p, w in zip(trained, weights.split([p.numel() for p in trained]), strict=True):
-        p.copy_(w.view_as(p))
-
-
 def loss_at(run: Run, model: Model, weights: Tensor, data: Data) -> float:
     """The mean row loss with these weights."""
-    put(model, weights)
-    losses = run.infer(model, data, lambda b, o: per_row(rowwise(model.kind, b, o), b, model.kind))
-    return float(losses.double().mean())
+    put_weights(model, weights)
+    return float(run.infer(model, data, lambda b, o: per_row(rowwise(model.kind, b, o), b, model.kind)).double().mean())

@@ -73,6 +73,7 @@ class RS2(Part):
     again: bool = True
     """Draw each round from all rows; off: from those not seen since the last new order."""
 
+    ranges = {"keep": [0.05, 0.5, "log"]}
     null = {"keep": 1.0}
     tiny = {"world": "digits", "keep": 0.2}
 
@@ -91,6 +92,7 @@ class RS2(Part):
 
     def batch(self, loop, s, batch) -> dict:
         drawn = batch["row"].cpu()
+        drawn = drawn[drawn >= 0]  # below 0: rows that another part put in
         early = drawn[~s["left"][drawn]]
         s["left"] = s["left"].index_fill(0, drawn, False)
         s["next"] = s["next"].index_fill(0, early, False)

@@ -7,6 +7,7 @@ from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.primitives.budget import row_lengths, take_budget
 from trainlore.primitives.greedy import embeddings, rank_within
+from trainlore.primitives.kmeans import k_means
 from trainlore.primitives.losses import per_row, rowwise
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
@@ -93,23 +94,19 @@ class CodeACT(Curate):
     tiny = {"world": "sums", "model": "$model", "keep": 0.2, "clusters": 4}
 
     def __call__(self, run: Run, data: Data) -> Data:
-        from sklearn.cluster import KMeans
-
         data.need("prompt", "completion", who="codeact")
         if self.model.kind != "causal":
             raise Bad(f"codeact needs a causal model to judge answers with, not a {self.model.kind}")
         if not 1 <= self.clusters <= len(data):
             raise Bad(f"clusters={self.clusters}: give 1 to {len(data)}, the number of rows")
-        start, answers = getattr(self.model.tokenizer, "bos_token", None) or "", list(data.text("completion"))
-        asked = self._loss(run, Data.of({"prompt": list(data.text("prompt")), "completion": answers}))
-        alone = self._loss(run, Data.of({"prompt": [start] * len(data), "completion": answers}))
+        start = getattr(self.model.tokenizer, "bos_token", None) or ""
+        asked = self._loss(run, Data.of({"prompt": data["prompt"], "completion": data["completion"]}))
+        alone = self._loss(run, Data.of({"prompt": [start] * len(data), "completion": data["completion"]}))
         difficulty = np.exp(asked - alone)
-        questions = Data.of({"text": list(data.text("prompt"))})
-        points = torch.nn.functional.normalize(
-            embeddings(run, questions, self.encoder or self.model, "", "codeact"), dim=1
-        )
-        seed = int(run.numpy("codeact").integers(2**31))
-        cluster = KMeans(self.clusters, n_init=1, random_state=seed).fit_predict(points.numpy()).astype(np.int64)
+        questions = Data.of({"text": data["prompt"]})
+        points = embeddings(run, questions, self.encoder or self.model, "", "codeact")
+        points = torch.nn.functional.normalize(points, dim=1)
+        cluster, _ = k_means(points.numpy(), self.clusters, run.numpy("codeact"))
         turn = turns(cluster, np.where(difficulty < 1, difficulty, -np.inf))
         lengths = None if self.tokens is None else row_lengths(data)
         return data.with_(codeact=difficulty).take(take_budget(-turn, self.keep, self.tokens, lengths))

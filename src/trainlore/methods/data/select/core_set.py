@@ -6,6 +6,7 @@ import torch
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.primitives.greedy import embeddings, how_many, k_centre
+from trainlore.primitives.kmeans import k_means
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
 
@@ -87,24 +88,24 @@ class CoreSet(Curate):
     tiny = {"world": "digits", "keep": 0.1}
 
     def __call__(self, run: Run, data: Data) -> Data:
-        from sklearn.cluster import KMeans
-
-        count = how_many(self.keep, len(data))
-        if not 1 <= self.clusters <= len(data):
-            raise Bad(f"clusters={self.clusters}: give 1 to {len(data)}, the number of rows")
         x = torch.nn.functional.normalize(embeddings(run, data, self.encoder, self.column, "core_set"), dim=1)
-        seed = int(run.numpy("core_set").integers(2**31))
-        means = KMeans(min(self.clusters, count), n_init=1, random_state=seed).fit(x.numpy())
-        cluster, rows = means.labels_.astype(np.int64), np.arange(len(data))
+        count = how_many(self.keep, len(data))
+        if self.clusters < 1:
+            raise Bad(f"clusters={self.clusters}: give at least 1")
+        cluster, centres = k_means(x.numpy(), min(self.clusters, count), run.numpy("core_set"))
+        rows = np.arange(len(data))
         if self.task is not None:
             y = embeddings(run, self.task, self.encoder, self.column, "core_set's `task`")
-            wanted = np.unique(means.predict(torch.nn.functional.normalize(y, dim=1).numpy()))
+            if y.shape[1] != x.shape[1]:
+                raise Bad(f"core_set: rows have {x.shape[1]} numbers and the `task` {y.shape[1]}: embed both alike")
+            y = torch.nn.functional.normalize(y, dim=1)
+            wanted = torch.cdist(y, torch.from_numpy(centres)).argmin(1).numpy()
             rows = np.flatnonzero(np.isin(cluster, wanted))
             if count > len(rows):
                 raise Bad(
                     f"keep={self.keep} asks for {count} rows and {len(rows)} lie in the task's clusters; lower keep"
                 )
-        first = middles(x[rows], cluster[rows], means.cluster_centers_)
+        first = middles(x[rows], cluster[rows], centres)
         chosen = rows[k_centre(x[rows], count, torch.from_numpy(first))[0].numpy()]
         place = np.full(len(data), -1, np.int64)
         place[chosen] = np.arange(len(chosen))

@@ -3,49 +3,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.primitives.budget import row_lengths, take_budget
-from trainlore.primitives.ngrams import Hasher
+from trainlore.primitives.towers import Reader, Towers, contrastive, optimizers
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
 
-CHUNK = 256  # rows scored at a time: their n-grams are padded to the longest
-SHARPEST = 100.0  # the learned scale of the cosines may grow to this, and starts at 1 / 0.07: CLIP's numbers
-
-
-def contrastive(first: Tensor, second: Tensor, scale: Tensor) -> Tensor:
-    """How badly each half of B pairs finds its other half among the batch's: first, second (B, D) of length 1 -> a scalar.
-
-    The mean of two cross-entropies over scale * cosine, one for each direction.
-    """
-    logits, own = scale * first @ second.T, torch.arange(len(first))
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
-
-
-class Filter(nn.Module):
-    """A tower for each column, over bags of ids (B, T) padded with 0 or over numbers (B, F); alone it ends in one logit."""
-
-    def __init__(self, samples: list[Tensor], ids: int, width: int) -> None:
-        super().__init__()
-        self.towers = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(x.shape[1], width)
-                if x.is_floating_point()
-                else nn.EmbeddingBag(ids + 1, width, padding_idx=0, sparse=True),
-                nn.ReLU(),
-                nn.Linear(width, width if len(samples) == 2 else 1),
-            )
-            for x in samples
-        )
-        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
-
-    def forward(self, *columns: Tensor) -> Tensor:
-        """Both halves at length 1 (B, 2, D); of a single column the logit (B,)."""
-        read = [tower(x) for tower, x in zip(self.towers, columns, strict=True)]
-        return F.normalize(torch.stack(read, 1), dim=-1) if len(read) == 2 else read[0][:, 0]
+CHUNK = 256  # rows scored at a time
+SHARPEST = 100.0  # the learned scale of the cosines may grow to this: CLIP's number
 
 
 @method(
@@ -62,17 +29,16 @@ class DFN(Curate):
     """Train a small filter on rows that are trusted and keep the raw rows it scores highest.
 
     ## What it does
-    With two `columns` a row is a pair, as an image and its caption are in the paper. Two towers f and g are trained on
-    trusted pairs alone, so that each half finds its other half among the batch's (CLIP's loss, both directions), and a raw row's
-    score is how well its halves match:
+    With two `columns` a row is a pair, as an image and its caption are in the paper. Two towers f and g learn on trusted pairs
+    alone to find each half's other half among the batch's (CLIP's loss); a raw row's score is how well its halves match:
 
         loss = mean_i [ -log softmax_j(c f(a_i) . g(b_j))_{j=i} - log softmax_j(c f(a_j) . g(b_i))_{j=i} ] / 2
         score(a, b) = f(a) . g(b)    (cosine; c is learned)
 
-    The optimum of that loss is log p(b | a) / p(b) plus a constant: what agrees with the trusted pairs scores high. Halves may be
-    text (a bag of hashed words and pairs of words), numbers (a small MLP) or whole numbers such as `label` (a
-    learned vector each). With one column there is nothing to match; one tower then learns to tell trusted rows from raw ones,
-    the plain classifier filter, and its logit is the score. The column `dfn` holds the score.
+    The optimum is log p(b | a) / p(b) plus a constant: what agrees with the trusted pairs scores high. Halves may be text (a
+    bag of hashed words and pairs of words), numbers (a small MLP) or whole numbers such as `label` (a learned vector each).
+    One column has nothing to match: its tower learns to tell trusted rows from raw ones, the plain classifier filter, and
+    its logit is the score. The column `dfn` holds the score.
 
     ## Claim
     2 B pairs filtered out of 12.8 B and 5 B out of 43 B train better CLIP models than LAION-2B, DataComp-1B or OpenAI's data;
@@ -90,9 +56,9 @@ class DFN(Curate):
     it chooses likeness to them, like `dsir`. Judge a filter by a model trained on what it keeps, not by its own accuracy.
 
     ## Differs from the paper
-    The towers: the paper's are a vision transformer and a text transformer, trained on 10^9 examples; these are two layers
-    over bags or numbers, because our rows are text, features and labels. Loss, score and cut are the paper's. Left out: its
-    further training on clean target sets. The form with one column is ours, for rows that are no pairs.
+    The paper's towers are a vision and a text transformer, trained on 10^9 examples; these are two layers over bags or
+    numbers, for text, features and labels. Loss, score and cut are the paper's; its further training on clean target
+    sets is left out. The form with one column is ours, for rows that are no pairs.
 
     ## See also
     dsir, aum, random_rows.
@@ -117,6 +83,7 @@ class DFN(Curate):
     lr: float = 1e-3
     """Learning rate of the filter."""
 
+    ranges = {"lr": [0.0003, 0.003, "log"]}
     null = {"keep": 1.0}
     tiny = {"world": "text", "trusted": "$target", "keep": 0.25, "steps": 20}
 
@@ -126,88 +93,38 @@ class DFN(Curate):
         if min(self.width, self.buckets, self.steps) < 1 or self.batch_size < 2:
             found = f"width={self.width}, buckets={self.buckets}, steps={self.steps}, batch_size={self.batch_size}"
             raise Bad(f"{found}: batch_size must be at least 2, the others at least 1")
-        data.need(*self.columns, who="dfn")
-        self.trusted.need(*self.columns, who="dfn's trusted data")
+        read = Reader(self.columns, self.buckets)
+        forms = read.forms(data, "dfn")
+        if forms != read.forms(self.trusted, "dfn's trusted data"):
+            raise Bad(f"columns={self.columns} are not of one form in the data and in trusted; give both the same kind")
+        if len(self.trusted) < len(self.columns):
+            raise Bad("dfn's trusted data is a single pair, which has no wrong halves to be told from: give more")
         with run.meter.running():
-            net = self._trained(run, data)
-            score = np.concatenate(
-                [
-                    self._scored(net, data.take(range(at, min(at + CHUNK, len(data)))))
-                    for at in range(0, len(data), CHUNK)
-                ]
-            )
+            net = self._trained(run, data, read, [numbers for _, numbers in forms])
+            parts = np.split(np.arange(len(data)), range(CHUNK, len(data), CHUNK))
+            with torch.no_grad():
+                pieces = (net(*read(data.take(rows))) for rows in parts)
+                score = torch.cat([p.prod(1).sum(-1) if p.dim() == 3 else p for p in pieces]).numpy()
         lengths = None if self.tokens is None else row_lengths(data)
         return data.with_(dfn=score).take(take_budget(score, self.keep, self.tokens, lengths))
 
-    def _trained(self, run: Run, data: Data) -> nn.Module:
-        clean, raw = (self._read(d, np.arange(1)) for d in (self.trusted, data))
-        forms = [
-            [(d.kinds[c], x.is_floating_point() and x.shape) for c, x in zip(self.columns, read, strict=True)]
-            for d, read in ((self.trusted, clean), (data, raw))
-        ]
-        if forms[0] != forms[1]:
-            raise Bad(f"columns={self.columns} are not of one form in the data and in trusted; give both the same kind")
+    def _trained(self, run: Run, data: Data, read: Reader, numbers: list[int]) -> Towers:
         with run.global_rng("dfn"):
-            net = Filter(clean, self.buckets, self.width)
+            net = Towers(numbers, self.buckets, self.width)
         Model(net, "encoder")  # from here on its passes are on the meter
-        bags = [p for m in net.modules() if isinstance(m, nn.EmbeddingBag) for p in m.parameters()]
-        rest = [p for p in net.parameters() if not any(p is q for q in bags)]
-        # a step moves only the ids that it read: most buckets are in none of its rows
-        optimizers = [torch.optim.Adam(rest, lr=self.lr), *([torch.optim.SparseAdam(bags, lr=self.lr)] if bags else [])]
+        steppers = optimizers(net, self.lr)
         for t in range(self.steps):
-            trusted = self._drawn(run, self.trusted, "trusted", t)
-            if len(self.columns) == 2:
-                first, second = net(*self._read(self.trusted, trusted)).unbind(1)
-                loss = contrastive(first, second, net.log_scale.exp().clamp(max=SHARPEST))
+            out = net(*read(self._drawn(run, self.trusted, "trusted", t)))
+            if out.dim() == 3:
+                loss = contrastive(out[:, 0], out[:, 1], net.log_scale.exp().clamp(max=SHARPEST))
             else:
-                yes = net(*self._read(self.trusted, trusted))
-                no = net(*self._read(data, self._drawn(run, data, "raw", t)))
-                loss = (F.softplus(-yes).mean() + F.softplus(no).mean()) / 2  # as much weight on either side
+                no = net(*read(self._drawn(run, data, "raw", t)))
+                loss = (F.softplus(-out).mean() + F.softplus(no).mean()) / 2  # as much weight on either side
             net.zero_grad()
             loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
+            for stepper in steppers:
+                stepper.step()
         return net
 
-    @torch.no_grad()
-    def _scored(self, net: nn.Module, data: Data) -> np.ndarray:
-        out = net(*self._read(data, np.arange(len(data))))
-        return (out.prod(1).sum(-1) if out.dim() == 3 else out).numpy()
-
-    def _drawn(self, run: Run, data: Data, *key: object) -> np.ndarray:
-        return run.numpy("dfn", *key).choice(len(data), min(self.batch_size, len(data)), replace=False)
-
-    def _read(self, data: Data, rows: np.ndarray) -> list[Tensor]:
-        """The columns of these rows as the towers take them: numbers (B, F), or ids (B, T) padded with 0."""
-        some, read = data.take(rows), []
-        for name in self.columns:
-            kind = data.kinds[name]
-            if kind == "text":
-                read.append(_bags(Hasher(2, self.buckets), list(some.text(name))))
-                continue
-            if kind not in ("labels", "numbers"):
-                raise Bad(f"columns={self.columns}: {name!r} holds {kind}; dfn reads text, numbers and whole numbers")
-            values = torch.from_numpy(np.asarray(some[name]))
-            if kind == "labels":
-                read.append(values.long()[:, None] % self.buckets + 1)
-            else:
-                read.append(values.float().reshape(len(rows), -1))
-        return read
-
-
-def _bags(hasher: Hasher, texts: list[str]) -> Tensor:
-    """Hashed n-grams of each text from 1 on, padded with 0: int64 (B, longest)."""
-    grams, at = list(hasher.grams(texts)), 0
-    row, bucket = [], []
-    for g in grams:
-        row.append(g.row + at)
-        bucket.append(g.bucket)
-        at += len(g.words)
-    rows, buckets = np.concatenate(row), np.concatenate(bucket)
-    order = np.argsort(rows, kind="stable")
-    rows, buckets = rows[order], buckets[order]
-    size = np.bincount(rows, minlength=len(texts))
-    place = np.arange(len(rows)) - (np.cumsum(size) - size)[rows]
-    out = np.zeros((len(texts), max(1, int(size.max()))), np.int64)
-    out[rows, place] = buckets + 1
-    return torch.from_numpy(out)
+    def _drawn(self, run: Run, data: Data, *key: object) -> Data:
+        return data.take(run.numpy("dfn", *key).choice(len(data), min(self.batch_size, len(data)), replace=False))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -26,6 +27,16 @@ def kl_reduction(target: np.ndarray, raw: np.ndarray, chosen: np.ndarray) -> flo
     KL(target || raw) - KL(target || chosen), which is the target's mean log ratio of chosen to raw.
     """
     return float(target / target.sum() @ log_ratio(chosen, raw))
+
+
+def counted(rows: Data, first: int, hasher: Hasher, column: str) -> np.ndarray:
+    """(buckets,) int64: how often a block of rows hits each bucket."""
+    return hasher.counts(rows.text(column))
+
+
+def weighed(rows: Data, first: int, hasher: Hasher, column: str, gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of `gain` (buckets,) over the n-grams of each row of a block, and its words: (N,) each."""
+    return hasher.scores(rows.text(column), gain)
 
 
 @method(
@@ -109,16 +120,20 @@ class DSIR(Curate):
     column: str = "text"
     """Name of the text column, in the raw rows and in the target."""
 
+    ranges = {"buckets": [2000, 50000, "log"], "ngrams": [1, 2, 3]}
     null = {"keep": 1.0, "min_words": 0}
     tiny = {"world": "text", "target": "$target", "keep": 0.25, "min_words": 0}
 
     def __call__(self, run: Run, data: Data) -> Data:
         hasher = Hasher(self.ngrams, self.buckets, self.hash)
-        raw, target = hasher.counts(data.text(self.column)), hasher.counts(self.target.text(self.column))
+        target = hasher.counts(self.target.text(self.column))
+        counts = run.blocks(data, partial(counted, hasher=hasher, column=self.column), [self.column])
+        raw = sum(counts, start=np.zeros(self.buckets, np.int64))
         for name, count in (("the data", raw), ("target", target)):
             if not count.sum():
                 raise Bad(f"dsir: {name} has no words in column {self.column!r}; give rows with text")
-        score, words = hasher.scores(data.text(self.column), log_ratio(target, raw))
+        heavy = partial(weighed, hasher=hasher, column=self.column, gain=log_ratio(target, raw))
+        score, words = map(np.concatenate, zip(*run.blocks(data, heavy, [self.column]), strict=True))
         order = score + run.numpy("dsir").gumbel(size=len(score)) if self.noise else score
         lengths = None if self.tokens is None else row_lengths(data)
         order = np.where(words >= self.min_words, order, -np.inf)

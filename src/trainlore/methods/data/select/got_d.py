@@ -87,6 +87,7 @@ class GOTD(Curate):
     iterations: int = 200
     """Most turns of Sinkhorn's algorithm at that entropy."""
 
+    ranges = {"epsilon": [0.01, 0.3, "log"]}
     null = {"keep": 1.0}
     tiny = {"world": "text", "encoder": "$prior", "target": "$target", "keep": 0.25}
 

@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 
 from trainlore.nouns import Data, Model
+from trainlore.primitives.domains import domains
 from trainlore.primitives.greedy import embeddings, herding, how_many
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
@@ -66,10 +67,8 @@ class Herding(Curate):
 
     def __call__(self, run: Run, data: Data) -> Data:
         x = embeddings(run, data, self.encoder, self.column, "herding")
-        if self.by is not None:
-            data.need(self.by, who="herding")
-        names = np.zeros(len(data), np.int8) if self.by is None else np.asarray(data[self.by])
-        _, group, size = np.unique(names, return_inverse=True, return_counts=True)
+        group = np.zeros(len(data), np.int64) if self.by is None else domains(data, self.by, "herding")[1]
+        size = np.bincount(group)
         total = how_many(self.keep, len(data))
         exact = total * size / len(data)  # whole rows by largest remainder, so that the budget is met
         count = np.floor(exact).astype(np.int64)

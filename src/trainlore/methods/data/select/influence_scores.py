@@ -8,35 +8,13 @@ import torch
 from torch import Tensor
 
 from trainlore.errors import Bad
-from trainlore.nouns import Data, Model
-from trainlore.nouns.data import Batch
+from trainlore.nouns import Batch, Data, Model
 from trainlore.primitives.budget import take_budget
-from trainlore.primitives.gradients import row_norms
+from trainlore.primitives.gradients import row_norms, slope_spread
+from trainlore.primitives.losses import rowwise
+from trainlore.primitives.statistics import standardized, surprise
 from trainlore.runs import Run
 from trainlore.verbs import Curate, Part, method
-
-
-def spread(slopes: Tensor, counted: Tensor) -> Tensor:
-    """How much each row's input gradient varies between checkpoints, (B,): slopes (K, B, D), counted bool (B, D).
-
-    The standard deviation over the K checkpoints at each input, averaged over the inputs that count.
-    """
-    deviation = slopes.std(0, correction=0) * counted
-    return deviation.sum(1) / counted.sum(1).clamp(min=1)
-
-
-def within_class(score: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Each score (N,) in standard deviations from the mean of its class; 0 in a class whose scores are all alike."""
-    _, place, count = np.unique(label, return_inverse=True, return_counts=True)
-    mean = np.bincount(place, score) / count
-    deviation = np.sqrt(np.bincount(place, (score - mean[place]) ** 2) / count)
-    return (score - mean[place]) / np.where(deviation > 0, deviation, 1.0)[place]
-
-
-def surprise(logprob: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Minus the pointwise V-information, (N,): how much likelier the label is by its frequency than by the model."""
-    _, place, count = np.unique(label, return_inverse=True, return_counts=True)
-    return np.log(count / len(label))[place] - logprob
 
 
 @method(
@@ -60,31 +38,29 @@ class InfluenceScores(Curate):
         pvi         log share of y in the data - log p(y | x; w_K)
         tracin      sum_k lr |d loss(x, y) / d w_k|^2            the row's influence on its own loss
 
-    High is hard. The highest-scoring share is kept, `skip_top` of them passed over as likely wrong labels. The score stays
-    on the data as column `vog`, `forgetting`, `pvi` or `tracin`.
+    High is hard. The highest share is kept, passing over the top `skip_top` of all. The score is a column by its name.
 
     ## Claim
-    On SNLI many encoder language models can be fine-tuned on about half of the rows without loss; with VoG the same
-    held in a voice assistant's language understanding, where the labels are noisy and the classes uneven.
+    On SNLI many encoder language models can be fine-tuned on about half of the rows without loss; with VoG so could a voice
+    assistant's language understanding, where labels are noisy and classes uneven.
 
     ## Cost
     One training; then a forward and a backward for each row and checkpoint (vog, tracin), a forward (pvi), or nothing.
-    Memory: `checkpoints` copies of the weights.
+    Memory: `checkpoints` copies of the weights (vog, tracin).
 
     ## Fields worth tuning
     `score`, `keep`, and `skip_top` where labels are noisy. Race it against `random_rows`.
 
     ## Watch out
     Wrong labels come first under three of them: of 1,000 digits with a fifth of wrong labels, the fifth on top held 93% of
-    wrong ones by pvi, 84% by forgetting, 81% by tracin and 23% by vog (n = 4). Half of the clean digits by any score
-    trained no better than a random half: by vog and forgetting about as well, by pvi and tracin worse. Forgetting counts
-    are small whole numbers, so most rows tie, and the earlier row wins; few epochs give it nothing to count.
+    wrong ones by pvi, 84% by forgetting, 81% by tracin and 23% by vog (n = 4). Half of the clean digits by any score was
+    no better than a random half: by vog about as good, by pvi and tracin worse, by forgetting about as good only without
+    `by_class`; with it, as by default, it lost 5 to 18 points. Its counts are small whole numbers, so that most rows tie,
+    the earlier row wins, and one lapse in an easy class is many of its standard deviations.
 
     ## Differs from the paper
-    Only its abstract and the code of VoG (chirag126/VOG) could be read. The others are from their own papers. That code
-    takes the standard deviation, as here, not the variance of its name; of the probability in the toy example, where we
-    take the logit. Gradients of tokens and pixels are averaged over dimensions and channels first, as there. The null
-    model of PVI is what it would learn: the share of each label.
+    Only its abstract and the code of VoG (chirag126/VOG) could be read; the others are from their own papers. That code,
+    too, takes the deviation, not the variance; in its toy example of the probability, not the logit.
 
     ## See also
     `el2n` and `grand`, the two others of the kind; `aum` (wrong labels); `random_rows`.
@@ -118,99 +94,57 @@ class InfluenceScores(Curate):
             raise Bad(f"model is a {self.model.kind} model: influence_scores reads the answers of a classifier")
         if self.checkpoints < (least := 1 + (self.score == "vog")):
             raise Bad(f"checkpoints={self.checkpoints} must be at least {least} for {self.score}")
-        if not 0 <= self.skip_top < 1:
-            raise Bad(f"skip_top={self.skip_top} must be at least 0 and below 1: it is a share of the rows")
+        if not 0 <= self.skip_top < 1 or self.score not in ("vog", "forgetting", "pvi", "tracin"):
+            raise Bad(f"skip_top={self.skip_top} is a share from 0 to below 1, score={self.score!r} one of the four")
         model, label = self.model.copy(), data["label"]
         if model.input == "input_ids" and "input_ids" not in data.columns:
             data = model.encode(data)
-        seen: dict[str, Any] = {"weights": []}
-        part = _Remember(checkpoints=self.checkpoints, seen=seen)
+        part = _Remember(looks=self.checkpoints if self.score in ("vog", "tracin") else 0, seen={})
         run.fit(model, data, part, epochs=self.epochs, batch_size=self.batch_size, lr=self.lr)
-        if self.score in ("vog", "tracin") and len(seen["weights"]) < self.checkpoints:
+        if len(part.seen["weights"]) < part.looks:
             raise Bad(f"checkpoints={self.checkpoints} are more than the steps of the training: give more epochs")
-        if self.score == "vog":
-            found: Any = self._vog(run, model, data, seen["weights"])
-        elif self.score == "tracin":
-            norms = [row_norms(run, _loaded(model, weights), data) for weights in seen["weights"]]
-            found = self.lr * torch.stack(norms).square().sum(0)
-        elif self.score == "pvi":
-            found = surprise(run.infer(model, data, _logprob).double().numpy(), label)
-        else:
-            found = torch.where(seen["ever"], seen["lost"], self.epochs + 1).numpy()
-        score = np.asarray(found, np.float64)
-        score = within_class(score, label) if self.by_class else score
+        score = np.asarray(self._scores(run, model, data, part.seen), np.float64)
+        score = standardized(score, label) if self.by_class else score
         left = score.copy()
         left[np.argsort(-score, kind="stable")[: round(self.skip_top * len(score))]] = -np.inf
         return data.with_(**{self.score: score}).take(take_budget(left, self.keep))
 
-    def _vog(self, run: Run, model: Model, data: Data, snapshots: list[dict[str, Tensor]]) -> Tensor:
-        """The spread of each row's input gradient over the checkpoints, (N,)."""
-        found = []
-        with run.meter.running():
-            for at in range(0, len(data), 64):
-                batch = data.batch(np.arange(at, min(at + 64, len(data))), model)
-                batch = {k: v.to(model.device) for k, v in batch.items()}
-                slopes = torch.stack([input_slopes(_loaded(model, w), batch) for w in snapshots])
-                counted = (
-                    batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(slopes[0]).bool()
-                )
-                found.append(spread(slopes, counted).cpu())
-        return torch.cat(found)
-
-
-def _loaded(model: Model, weights: dict[str, Tensor]) -> Model:
-    model.net.load_state_dict(weights)
-    return model
-
-
-def input_slopes(model: Model, batch: Batch) -> Tensor:
-    """The gradient of each row's true logit by what the network reads, (B, D): a number a token, pixel or feature."""
-    kept = []
-
-    def hold(module: Any, args: Any, out: Tensor) -> Tensor:
-        kept.append(out.detach().requires_grad_())
-        return kept[0]
-
-    if model.input == "input_ids":
-        hook = model.net.get_input_embeddings().register_forward_hook(hold)  # type: ignore[operator]
-        try:
-            out = model(batch)
-        finally:
-            hook.remove()
-    else:
-        out = model({**batch, model.input: hold(None, None, batch[model.input])})
-    slope = torch.autograd.grad(out.gather(1, batch["labels"][:, None]).sum(), kept[0])[0]
-    if model.input == "input_ids":
-        return slope.mean(-1)
-    return (slope.mean(1) if slope.dim() == 4 else slope).flatten(1)
-
-
-def _logprob(batch: Batch, out: Tensor) -> Tensor:
-    return out.float().log_softmax(-1).gather(1, batch["labels"][:, None])[:, 0]
+    def _scores(self, run: Run, model: Model, data: Data, seen: dict[str, Any]) -> Any:
+        """The score of each row as it is, (N,)."""
+        if self.score == "vog":
+            return slope_spread(run, model, data, seen["weights"])
+        if self.score == "tracin":
+            found = torch.zeros(len(data))
+            for weights in seen["weights"]:
+                model.net.load_state_dict(weights)
+                found += self.lr * row_norms(run, model, data).square()
+            return found
+        if self.score == "pvi":
+            loss = run.infer(model, data, lambda batch, out: rowwise("classifier", batch, out))
+            return surprise(-loss.double().numpy(), data["label"])
+        return torch.where(seen["ever"], seen["lost"], self.epochs + 1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Remember(Part):
-    """Plain training that keeps its weights now and then, and what became of each row's answer."""
+    """Plain training that keeps its weights at so many looks, and what became of each row's answer."""
 
-    checkpoints: int
+    looks: int
     seen: dict[str, Any]
 
     def start(self, loop: Any) -> dict[str, Any]:
-        n = len(loop.data)
-        for name, dtype in (("right", torch.bool), ("ever", torch.bool), ("lost", torch.float64)):
-            self.seen[name] = torch.zeros(n, dtype=dtype)
-        return {}
+        none = torch.zeros(len(loop.data), dtype=torch.bool)
+        return {"weights": [], "right": none, "ever": none.clone(), "lost": none.double()}
 
     def loss(self, loop: Any, s: dict[str, Any], batch: Batch, out: Tensor, inner: Any) -> Tensor:
         row, right = batch["row"].cpu(), (out.detach().argmax(-1) == batch["labels"]).cpu()
-        self.seen["lost"][row] += (self.seen["right"][row] & ~right).double()
-        self.seen["right"][row] = right
-        self.seen["ever"][row] |= right
+        s["lost"][row] += (s["right"][row] & ~right).double()
+        s["right"][row] = right
+        s["ever"][row] |= right
         return inner(batch, out)
 
     def watch(self, loop: Any, s: dict[str, Any], record: dict[str, Any]) -> None:
-        k = len(self.seen["weights"]) + 1
-        if loop.t >= k * loop.steps / self.checkpoints:
-            weights = loop.model.net.state_dict()
-            self.seen["weights"].append({name: w.detach().clone() for name, w in weights.items()})
+        k = len(s["weights"]) + 1
+        if k <= self.looks and loop.t >= k * loop.steps / self.looks:
+            s["weights"].append({name: w.detach().clone() for name, w in loop.model.net.state_dict().items()})
+        self.seen.update(s)

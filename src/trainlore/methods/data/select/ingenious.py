@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from trainlore.errors import Bad
-from trainlore.primitives.greedy import facility_location, how_many, rank_within
+from trainlore.primitives.greedy import facility_location, how_many, layer_embeddings, rank_within
+from trainlore.primitives.sampling import gumbel
 from trainlore.verbs import Part, method
 
 
@@ -22,23 +23,18 @@ def gains_within(points: Tensor, block: np.ndarray, mode: str, rng: torch.Genera
     """What each row adds to facility location when all rows of its block are taken greedily: float64 (N,).
 
     points: (N, D); block: (N,) whole numbers from 0. Similarity is the cosine."""
-    gains = torch.zeros(len(points), dtype=torch.float64)
-    for b in range(int(block.max()) + 1):
-        rows = torch.from_numpy(np.flatnonzero(block == b))
-        order, gain = facility_location(points[rows], len(rows), mode=mode, generator=rng)  # type: ignore[arg-type]
-        gains[rows[order]] = gain
+    gains, order = torch.zeros(len(points), dtype=torch.float64), np.argsort(block, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(block[order])) + 1):
+        chosen, gain = facility_location(points[rows], len(rows), mode=mode, generator=rng)  # type: ignore[arg-type]
+        gains[rows[chosen.numpy()]] = gain
     return gains
 
 
 def draw(gains: Tensor, block: np.ndarray, count: int, temperature: float, rng: torch.Generator) -> Tensor:
     """Mask (N,) of `count` rows, of each block its share, drawn in it one after another by the Taylor softmax of gains."""
-    size = torch.from_numpy(np.bincount(block))[torch.from_numpy(block)]
-    sums = torch.zeros(int(block.max()) + 1, dtype=torch.float64)
-    odds = taylor_softmax(gains, temperature) * size
-    odds = odds / sums.index_add(0, torch.from_numpy(block), odds)[torch.from_numpy(block)]
-    noise = torch.rand(len(gains), generator=rng, dtype=torch.float64).clamp(1e-300, 1 - 1e-16)
-    rank, _ = rank_within(block, (odds.log() - (-noise.log()).log()).numpy())  # Gumbel and top-k: without replacement
-    turn = torch.from_numpy((rank + 0.5) / size.numpy())
+    key = taylor_softmax(gains, temperature).log() + gumbel(len(gains), rng)
+    rank, size = rank_within(block, key.numpy())
+    turn = torch.from_numpy((rank + 0.5) / size)
     return torch.zeros(len(gains), dtype=torch.bool).index_fill(0, turn.argsort(stable=True)[:count], True)
 
 
@@ -57,7 +53,6 @@ class Ingenious(Part):
     """Train on a subset that stands for all rows, drawn anew now and then by what each row adds to it.
 
     ## What it does
-
     After a warm start on all rows, these are embedded by the model, cut at random into blocks, and in each block taken one
     by one by greedy facility location. The gain of a row is what it added; it becomes a probability, and every now and then
     a share of each block is drawn by it without replacement and trained on in shuffled passes until the next draw:
@@ -66,36 +61,30 @@ class Ingenious(Part):
         p_i ~ 1 + g_i / T + (g_i / T)^2 / 2
 
     ## Claim
-
     BERT, BioBERT and GPT-2, pretrained on a quarter of the data at a time, reach up to about 99% of the performance of
     training on all of it.
 
     ## Cost
-
     At each scoring one pass over all rows to embed them, `block` similarities a row, and a greedy step (a tenth of a
     millisecond) a row. Memory: the embeddings, rows x dimensions x 4 bytes (3 GiB at 1 M rows of 768), and 20 bytes a row.
     The odds change with every step, which costs one pass over N numbers.
 
     ## Fields worth tuning
-
     `keep` and `every` against the number of steps. `temperature`: the gains of a block's first rows are near `block` and
     those of most rows near 0, so at 1 the first are certain and the others nearly even.
 
     ## Watch out
-
-    Rows with near copies gain nothing, and noise, which resembles nothing, does: clean before.
-    The batch must fit in the subset. Here, on 300 texts of which six in ten were copies, it was ahead of random subsets of
-    the same size (`rs2`) by less than chance explains (0.02 nats held out, n = 10).
+    Rows with near copies gain nothing, and noise, which resembles nothing, does: clean before. The batch must fit in the
+    subset. Here, on 300 texts of which six in ten were copies, it was ahead of random subsets of the same size (`rs2`)
+    by less than chance explains (0.02 nats held out, n = 10).
 
     ## Differs from the paper
-
     `warm`, `every` and `keep` are those of the authors' BERT script, as shares. That code scores once, after the warm start,
     and draws again from the same gains (`rescore` 0); it takes 1,500 blocks of 28,000 sentences and the stochastic
     greedy, which for a list of all rows looks at three to five random rows a step, so that its order is nearly random
     (`mode: stochastic`). Here the greedy is exact, which blocks of 2,000 allow. It pools layer 9 of 12; `layer` None takes the last.
 
     ## See also
-
     facility_location (chooses once), rs2 (random subsets, its rival).
     """
 
@@ -121,18 +110,15 @@ class Ingenious(Part):
 
     def start(self, loop) -> dict:
         if not 0 <= self.warm < 1 or not 0 < self.every <= 1 or self.rescore < 0 or self.temperature <= 0:
-            raise Bad(
-                "ingenious: need 0 <= warm < 1, 0 < every <= 1, rescore >= 0 and temperature > 0, got "
-                f"{self.warm}, {self.every}, {self.rescore} and {self.temperature}"
-            )
+            found = f"{self.warm}, {self.every}, {self.rescore} and {self.temperature}"
+            raise Bad(f"ingenious: need 0 <= warm < 1, 0 < every <= 1, rescore >= 0 and temperature > 0, got {found}")
         if self.block < 2:
             raise Bad(f"ingenious: block={self.block} rows have nothing to be alike; give 2 or more")
-        if how_many(self.keep, len(loop.data)) < loop.size:
-            raise Bad(
-                f"ingenious: keep={self.keep} of {len(loop.data)} rows is less than a batch of {loop.size}; raise keep"
-            )
-        none = torch.zeros(len(loop.data), dtype=torch.bool)
-        return {"draws": 0, "gains": torch.zeros(len(none), dtype=torch.float64), "subset": none, "left": none.clone()}
+        n = len(loop.data)
+        if how_many(self.keep, n) < loop.size and self.keep < 1:
+            raise Bad(f"ingenious: keep={self.keep} of {n} rows is less than a batch of {loop.size}; raise keep")
+        none = torch.zeros(n, dtype=torch.bool)
+        return {"draws": 0, "gains": torch.zeros(n, dtype=torch.float64), "subset": none, "left": none.clone()}
 
     def odds(self, loop, s) -> Tensor | None:
         begin, steps = round(self.warm * loop.steps), max(1, round(self.every * loop.steps))
@@ -140,45 +126,21 @@ class Ingenious(Part):
             return None
         if (loop.t - begin) // steps >= s["draws"]:
             scored = s["draws"] // self.rescore if self.rescore else 0
-            parts = -(-len(loop.data) // self.block)
             order = torch.randperm(len(loop.data), generator=loop.rng("ingenious", "blocks", scored)).numpy()
             block = np.empty(len(order), np.int64)
-            block[order] = np.arange(len(order)) % parts
+            block[order] = np.arange(len(order)) % -(-len(order) // self.block)
             if s["draws"] == 0 or (self.rescore and s["draws"] % self.rescore == 0):
-                rng = loop.rng("ingenious", "greedy", scored)
-                s["gains"] = gains_within(self._embedded(loop), block, self.mode, rng)
+                points = layer_embeddings(loop.run, loop.model, loop.data, self.layer, "ingenious")
+                s["gains"] = gains_within(points, block, self.mode, loop.rng("ingenious", "greedy", scored))
             rng = loop.rng("ingenious", "draw", s["draws"])
             s["subset"] = draw(s["gains"], block, how_many(self.keep, len(order)), self.temperature, rng)
             s["left"], s["draws"] = s["subset"].clone(), s["draws"] + 1
         if not s["left"].any():
             s["left"] = s["subset"].clone()
-        return torch.where(
-            s["left"], 1.0, torch.where(s["subset"], 1e-6, 0.0)
-        )  # others of the subset fill the last step
+        # the others of the subset fill the last step of a pass
+        return torch.where(s["left"], 1.0, torch.where(s["subset"], 1e-6, 0.0))
 
     def batch(self, loop, s, batch) -> dict:
-        s["left"] = s["left"].index_fill(0, batch["row"].cpu(), False)
+        row = batch["row"].cpu()
+        s["left"] = s["left"].index_fill(0, row[row >= 0], False)  # below 0: rows that another part put in
         return batch
-
-    def _embedded(self, loop) -> Tensor:
-        if self.layer is None:
-            return loop.run.embed(loop.model, loop.data)
-        blocks = loop.model.blocks
-        if not -len(blocks) <= self.layer < len(blocks):
-            raise Bad(f"ingenious: layer={self.layer}: the network has {len(blocks)}, 0 to {len(blocks) - 1}")
-        seen: list[Tensor] = []
-
-        def pooled(batch, out):
-            hidden = seen.pop().float()
-            mask = batch.get("attention_mask")
-            mask = torch.ones(hidden.shape[:2], device=hidden.device) if mask is None else mask.float()
-            return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
-
-        def keep(module, given, out):
-            seen.append(out[0] if isinstance(out, tuple) else out)
-
-        hook = blocks[self.layer].register_forward_hook(keep)
-        try:
-            return loop.run.infer(loop.model, loop.data, pooled)
-        finally:
-            hook.remove()

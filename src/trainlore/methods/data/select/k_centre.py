@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import torch
 
 from trainlore.nouns import Data, Model
 from trainlore.primitives.greedy import embeddings, how_many, k_centre
@@ -64,6 +65,8 @@ class KCentre(Curate):
 
     def __call__(self, run: Run, data: Data) -> Data:
         x = embeddings(run, data, self.encoder, self.column, "k_centre")
+        if self.metric == "cosine":  # the middle, too, is of directions
+            x = torch.nn.functional.normalize(x, dim=1)
         middle = (x - x.mean(0)).norm(dim=1).argmin()
         chosen = k_centre(x, how_many(self.keep, len(data)), int(middle), self.metric)[0].numpy()
         place = np.full(len(data), -1, np.int64)

@@ -7,6 +7,7 @@ from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.primitives.budget import row_lengths, take_budget
 from trainlore.primitives.greedy import embeddings, rank_within
+from trainlore.primitives.kmeans import k_means
 from trainlore.primitives.losses import per_row, rowwise
 from trainlore.runs import Run
 from trainlore.verbs import Curate, Part, method
@@ -98,8 +99,6 @@ class LearningPercentage(Curate):
     tiny = {"world": "text", "model": "$model", "keep": 0.25, "epochs": 1, "clusters": 4}
 
     def __call__(self, run: Run, data: Data) -> Data:
-        from sklearn.cluster import KMeans
-
         data.need(who="learning_percentage")
         if self.epochs < 1:
             raise Bad(f"epochs={self.epochs}: give at least 1")
@@ -111,16 +110,16 @@ class LearningPercentage(Curate):
         if self.epochs > 1:
             last = self._perplexity(run, run.fit(small, data, *self.inner, epochs=self.epochs - 1, **how), data)
         score, cluster = learned(before, first, last), np.zeros(len(data), np.int64)
+        if not np.isfinite(score).all():
+            raise Bad(f"lr={self.lr}: the small model's training diverged, perplexities are not finite; lower it")
         if self.clusters > 1:
             points = embeddings(run, data, self.encoder or self.model, "", "learning_percentage")
             points = torch.nn.functional.normalize(points, dim=1)
-            seed = int(run.numpy("learning_percentage").integers(2**31))
-            cluster = KMeans(self.clusters, n_init=1, random_state=seed).fit_predict(points.numpy()).astype(np.int64)
+            cluster, _ = k_means(points.numpy(), self.clusters, run.numpy("learning_percentage"))
         rank, size = rank_within(cluster, -score)
         lengths = None if self.tokens is None else row_lengths(data)
-        return data.with_(learning_percentage=score).take(
-            take_budget(-(rank + 0.5) / size, self.keep, self.tokens, lengths)
-        )
+        turn = (rank + 0.5) / size
+        return data.with_(learning_percentage=score).take(take_budget(-turn, self.keep, self.tokens, lengths))
 
     def _perplexity(self, run: Run, model: Model, data: Data) -> np.ndarray:
         """exp of each row's mean loss, float64 (N,)."""

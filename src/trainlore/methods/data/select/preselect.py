@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
-
 import numpy as np
-import torch
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.primitives.budget import row_lengths, take_budget
 from trainlore.primitives.losses import rowwise
-from trainlore.primitives.ngrams import Hasher
+from trainlore.primitives.ngrams import Hasher, bags
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
 
@@ -37,15 +33,6 @@ def extremes(strength: np.ndarray, share: float | None = None) -> tuple[np.ndarr
     return order[:count], order[len(order) - count :]
 
 
-def bags(hasher: Hasher, texts: Iterable[str]) -> Iterator[Any]:
-    """Hashed n-grams of texts as sparse counts (R, buckets) with rows of length 1, a chunk of whole rows at a time."""
-    from scipy.sparse import csr_matrix
-    from sklearn.preprocessing import normalize
-
-    for g in hasher.grams(texts):
-        yield normalize(csr_matrix((np.ones(len(g.row)), (g.row, g.bucket)), shape=(len(g.words), hasher.buckets)))
-
-
 @method(
     name="preselect",
     title="PreSelect (predictive data selection)",
@@ -61,18 +48,18 @@ class PreSelect(Curate):
     """Keep texts like those on which better models have the lower loss.
 
     ## What it does
-    Some models whose ability at a task is known read a sample of the texts. A text's predictive strength is how often the order of
-    their losses on it is the order of their abilities:
+    Some models whose ability at a task is known read a sample of the texts. A text's predictive strength is how often
+    the order of their losses on it is the order of their abilities:
 
         S(x) = mean over pairs with ability_i < ability_j of [ loss_i(x) > loss_j(x) ]
 
-    A linear classifier over hashed words and pairs of words learns to tell the strongest texts of the sample from the weakest, and
-    scores all of them. Texts are compared by the loss of the whole text, which for one and the same text orders models
-    as bits a character do, whatever their tokenizers. The column `preselect` holds the classifier's log odds.
+    A linear classifier over hashed words and pairs of words learns to tell the strongest texts of the sample from the
+    weakest, and scores all of them. Losses are of whole texts, which for one and the same text orders models as bits a
+    character do, whatever their tokenizers. The column `preselect` holds the classifier's log odds.
 
     ## Claim
-    A 1 B model trained on 30 B chosen tokens is ahead of one trained on 300 B tokens without choice, a tenth of the compute; at
-    3 B and 100 B tokens it beats the filters of DCLM and FineWeb-Edu. The models were six Llamas from 7 B to 65 B.
+    A 1 B model trained on 30 B chosen tokens is ahead of one trained on 300 B without choice; at 3 B and 100 B tokens it
+    beats the filters of DCLM and FineWeb-Edu. The models were six Llamas from 7 B to 65 B.
 
     ## Cost
     One forward pass of every model over the sample, whatever the size of the pool, and one pass over the text without a model.
@@ -87,9 +74,9 @@ class PreSelect(Curate):
     A text must fit the smallest window: cut long ones first.
 
     ## Differs from the paper
-    Logistic regression on normalized counts instead of fastText, of which it is the form without a bottleneck; fastText's
-    settings there were 3 epochs, rate 0.1, words and pairs. The extremes are the authors' code's: texts with all pairs
-    right against as many from the bottom; where no text has all right, the highest there are. `share` is ours.
+    Logistic regression on normalized counts instead of fastText (3 epochs, rate 0.1, words and pairs), of which it is the form
+    without a bottleneck. The extremes are the authors' code's: texts with all pairs right against as many from the bottom;
+    where no text has all right, the highest there are. `share` is ours.
 
     ## See also
     dsir, color_filter, qurating.
@@ -133,13 +120,13 @@ class PreSelect(Curate):
         data.need(self.column, who="preselect")
         self._check()
         rows = run.numpy("preselect").permutation(len(data))[: self.sample or len(data)]
-        text = list(data.take(np.sort(rows)).text(self.column))
-        strength = predictive_strength(np.stack([self._losses(run, m, text) for m in self.models], 1), self.ability)
+        texts = Data.of({"text": data.take(np.sort(rows))[self.column]})
+        strength = predictive_strength(np.stack([self._losses(run, m, texts) for m in self.models], 1), self.ability)
         if strength.min() == strength.max():
-            raise Bad(f"all {len(text)} texts order the models alike; give models that are good at different things")
+            raise Bad(f"all {len(texts)} texts order the models alike; give models that are good at different things")
         strong, weak = extremes(strength, self.share)
         hasher = Hasher(self.ngrams, self.buckets)
-        seen = vstack(list(bags(hasher, [text[i] for i in (*strong, *weak)])))
+        seen = vstack(list(bags(hasher, texts.take(np.r_[strong, weak]).text())))
         judge = LogisticRegression(C=1 / self.penalty, max_iter=1000)
         judge.fit(seen, np.repeat([1, 0], [len(strong), len(weak)]))
         score = np.concatenate([judge.decision_function(x) for x in bags(hasher, data.text(self.column))])
@@ -156,10 +143,7 @@ class PreSelect(Curate):
         if (self.share is not None and not 0 < self.share <= 0.5) or self.penalty <= 0:
             raise Bad(f"share={self.share} must be above 0 and at most 0.5, penalty={self.penalty} above 0")
 
-    def _losses(self, run: Run, model: Model, text: list[str]) -> np.ndarray:
+    def _losses(self, run: Run, model: Model, texts: Data) -> np.ndarray:
         """Nats of each whole text, (N,); read with the model's own tokenizer."""
-
-        def summed(batch: dict[str, torch.Tensor], out: torch.Tensor) -> torch.Tensor:
-            return rowwise(model.kind, batch, out).sum(1)
-
-        return run.infer(model, Data.of({"text": text}), summed, truncate=False).double().numpy()
+        nats = run.infer(model, texts, lambda batch, out: rowwise(model.kind, batch, out).sum(1), truncate=False)
+        return nats.double().numpy()

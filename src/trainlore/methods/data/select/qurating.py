@@ -1,50 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
-
 import numpy as np
-import torch
-from torch import Tensor
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
-from trainlore.primitives.budget import row_lengths, take_budget
-from trainlore.primitives.ngrams import Hasher
+from trainlore.primitives.budget import row_lengths, take_within
+from trainlore.primitives.domains import domains
+from trainlore.primitives.ngrams import Hasher, bags
+from trainlore.primitives.raters import linear_rater, train_rater
+from trainlore.primitives.statistics import standardized
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
-
-
-def bradley_terry(chosen: Tensor, rejected: Tensor, share: Tensor) -> Tensor:
-    """Loss of each pair, (B,): ratings chosen, rejected (B,), and the share (B,) of judges who preferred `chosen`."""
-    return torch.nn.functional.binary_cross_entropy_with_logits(chosen - rejected, share, reduction="none")
-
-
-def standardized(score: np.ndarray) -> np.ndarray:
-    """Scores (N,) with mean 0 and standard deviation 1; all 0 where they are equal."""
-    return (score - score.mean()) / (score.std() or 1.0)
-
-
-def linear_rater(difference: Any, share: np.ndarray, penalty: float) -> np.ndarray:
-    """Weights (buckets,) of the rater x . w with the least Bradley-Terry loss, summed, plus penalty / 2 of |w|^2.
-
-    difference (P, buckets), sparse: chosen minus rejected; share (P,). A pair counts both ways, by its votes.
-    """
-    from scipy.sparse import vstack
-    from sklearn.linear_model import LogisticRegression
-
-    judge = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-6, max_iter=1000)
-    judge.fit(vstack([difference, difference]), np.repeat([1, 0], len(share)), np.concatenate([share, 1 - share]))
-    return judge.coef_[0]
-
-
-def bags(hasher: Hasher, texts: Iterable[str]) -> Iterator[Any]:
-    """Hashed n-grams of texts as sparse counts (R, buckets) with rows of length 1, a chunk of whole rows at a time."""
-    from scipy.sparse import csr_matrix
-    from sklearn.preprocessing import normalize
-
-    for g in hasher.grams(texts):
-        yield normalize(csr_matrix((np.ones(len(g.row)), (g.row, g.bucket)), shape=(len(g.words), hasher.buckets)))
 
 
 @method(
@@ -63,16 +29,13 @@ class QuRating(Curate):
 
     ## What it does
     Judges (people, or a language model asked beforehand) said of pairs of texts which is better. A rater s learns one number
-    a text from them, by the Bradley-Terry model with p the share of votes for the one called `chosen`:
+    a text by the Bradley-Terry model, p being the share of votes for the one called `chosen`; all texts are rated, and rows
+    drawn without replacement with odds exp(rating / temperature), the rating brought to mean 0 and standard deviation 1:
 
         loss = -p log sigmoid(s(chosen) - s(rejected)) - (1 - p) log sigmoid(s(rejected) - s(chosen))
+        keep the top of  rating / temperature + g,    g ~ Gumbel(0, 1)
 
-    All texts are rated, ratings brought to mean 0 and standard deviation 1, and rows drawn without replacement with odds
-    exp(rating / temperature), which is the top of
-
-        rating / temperature + g,    g ~ Gumbel(0, 1)
-
-    The column `qurating` holds the standardized rating; to train from low to high instead of choosing, order by it.
+    The column `qurating` holds that rating; to train from low to high instead of choosing, order by it.
 
     ## Claim
     With 30 B tokens drawn from 260 B, ratings as odds give 1.3 B models lower perplexity and better in-context learning than
@@ -88,13 +51,12 @@ class QuRating(Curate):
     ## Watch out
     A rating knows the judges' taste for length and style too; a linear rater sees nothing but words and pairs of words.
     Texts beyond the rater's window are judged by their beginning: cut them first.
-    At temperature 2 a row one deviation above the mean is only 1.6 times as likely as a mean one: the choice is mild by design.
+    At temperature 2 a row one deviation above the mean is only 1.6 times as likely as a mean one: mild by design.
 
     ## Differs from the paper
-    The judgements are data (columns `chosen`, `rejected` and, unless all votes agree, `share`) instead of calls to a language
-    model, and one quality is learned at a time (the paper's rater has four heads, of 250,000 judgements). Pairs with
-    |2 p - 1| below `confidence` are left out, as in the authors' script. The paper rates long texts by windows of 512
-    tokens. The linear rater is ours. No warmup of the learning rate.
+    Judgements are data (`chosen`, `rejected` and, unless all agree, `share`), not calls to a language model, and one quality is
+    learned at a time (the paper's rater has four heads, of 250,000 judgements). Pairs with |2 p - 1| below `confidence` are
+    left out, as by the authors. They rate long texts by windows of 512 tokens. The linear rater is ours. No warmup.
 
     ## See also
     preselect, dsir, curriculum.
@@ -136,8 +98,10 @@ class QuRating(Curate):
         if self.temperature < 0 or self.penalty <= 0 or min(self.steps, self.batch_size) < 1:
             found = f"temperature={self.temperature}, penalty={self.penalty}, steps={self.steps}, batch_size={self.batch_size}"
             raise Bad(f"{found}: temperature must be at least 0, penalty above 0, the others at least 1")
-        given = "share" in self.pairs.columns
-        share = np.asarray(self.pairs["share"], np.float64) if given else np.ones(len(self.pairs))
+        group = np.zeros(len(data), np.int64) if self.domains is None else domains(data, self.domains, "qurating")[1]
+        share = (
+            np.asarray(self.pairs["share"], np.float64) if "share" in self.pairs.columns else np.ones(len(self.pairs))
+        )
         if not ((share >= 0) & (share <= 1)).all():
             raise Bad("share holds values outside 0 to 1; it is the part of the judges who preferred `chosen`")
         sure = np.abs(2 * share - 1) >= self.confidence
@@ -145,26 +109,10 @@ class QuRating(Curate):
             raise Bad(f"confidence={self.confidence}: none of the {len(share)} pairs is that sure; lower it")
         rate = self._linear if self.rater is None else self._network
         score = standardized(rate(run, self.pairs.where(sure), share[sure], data))
-        order = score
-        if self.temperature:
-            order = score / self.temperature + run.numpy("qurating").gumbel(size=len(score))
-        return data.with_(qurating=score).take(self._chosen(data, order))
-
-    def _chosen(self, data: Data, order: np.ndarray) -> np.ndarray:
-        """The rows that the budget pays for, in each domain its part of it."""
+        noise = run.numpy("qurating").gumbel(size=len(score))
+        order = score / self.temperature + noise if self.temperature else score
         lengths = None if self.tokens is None else row_lengths(data)
-        if self.domains is None:
-            return take_budget(order, self.keep, self.tokens, lengths)
-        data.need(self.domains, who="qurating")
-        tokens = self.tokens
-        if tokens is not None and lengths is not None and tokens > 1:
-            tokens = min(1.0, tokens / lengths.sum())
-        names, which = np.unique(np.asarray(data[self.domains]).astype(str), return_inverse=True)
-        taken = []
-        for mine in (np.flatnonzero(which == d) for d in range(len(names))):
-            its = None if lengths is None else lengths[mine]
-            taken.append(mine[take_budget(order[mine], self.keep, tokens, its)])
-        return np.sort(np.concatenate(taken))
+        return data.with_(qurating=score).take(take_within(order, group, self.keep, self.tokens, lengths))
 
     def _linear(self, run: Run, pairs: Data, share: np.ndarray, data: Data) -> np.ndarray:
         """Ratings (N,) by the best linear rater."""
@@ -177,27 +125,6 @@ class QuRating(Curate):
 
     def _network(self, run: Run, pairs: Data, share: np.ndarray, data: Data) -> np.ndarray:
         """Ratings (N,) of a copy of the rater, trained in full."""
-        model = self.rater.copy()
-        both = [*pairs.text("chosen"), *pairs.text("rejected")]
-        texts, n = model.encode(Data.of({"text": both}), truncate=True), len(pairs)
-        votes = torch.from_numpy(share).float().to(model.device)
-        optimizer = torch.optim.AdamW(model.net.parameters(), lr=self.lr, weight_decay=0.1)
-        model.net.train()
-        with run.meter.running():
-            for t in range(self.steps):
-                drawn = run.numpy("qurating", "pairs", t).choice(n, min(n, self.batch_size), replace=False)
-                batch = texts.batch(np.concatenate([drawn, drawn + n]), model)
-                with run.global_rng("qurating", t):
-                    rated = model({k: v.to(model.device) for k, v in batch.items()}).float()
-                if rated.numel() != 2 * len(drawn):
-                    raise Bad(
-                        f"rater={model!r} gives {tuple(rated.shape)} for {2 * len(drawn)} texts: it must give one number each"
-                    )
-                chosen, rejected = rated.flatten().chunk(2)
-                loss = bradley_terry(chosen, rejected, votes[drawn]).mean()
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.net.parameters(), 1.0)
-                optimizer.step()
+        model = train_rater(run, self.rater.copy(), pairs, share, self.steps, self.batch_size, self.lr)
         plain = Data.of({"text": data[self.column]})
         return run.infer(model, plain, lambda batch, out: out.float().reshape(len(batch["row"]))).double().numpy()

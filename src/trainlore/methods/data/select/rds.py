@@ -127,5 +127,7 @@ class RDS(Curate):
             return near if group is None else torch.stack([near[:, g].amax(1) for g in group], 1)
 
         near = run.infer(reader, data, similarity, size=self.size).numpy()
+        if not np.isfinite(near).all():
+            raise Bad(f"encoder={self.encoder!r} gives hidden states that are not finite: its weights are broken")
         lengths = None if self.tokens is None else row_lengths(data)
         return data.with_(rds=near.max(1)).take(take_budget(-turns(near), self.keep, self.tokens, lengths))

@@ -5,7 +5,9 @@ import torch
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
+from trainlore.primitives.domains import domain_means, domains
 from trainlore.primitives.greedy import embeddings, how_many, k_centre
+from trainlore.primitives.kmeans import k_means
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
 
@@ -64,7 +66,6 @@ class SearchAndPrune(Curate):
     """Keep the clusters of a pool that together are spread like a target, thinned to far-apart rows.
 
     ## What it does
-
     Search: the identities of the pool (rows that agree in `group`) are cut by k-means of their mean embeddings. Clusters
     are joined from the nearest to the target on, and the join nearest to it is taken:
 
@@ -74,33 +75,27 @@ class SearchAndPrune(Curate):
     kept ones, until the budget is spent. The column `search_and_prune` is the distance of a row's cluster.
 
     ## Claim
-
     Re-identification of persons and vehicles with a target without labels: a training set 80% smaller than the pool is as
     accurate as all of it or better, and better than random or greedy choices of one size.
 
     ## Cost
-
     An embedding pass over pool and target, k-means, and for each cluster twice min(rows, target) x dimensions^2; then rows
     found x kept rows x dimensions.
 
     ## Fields worth tuning
-
     `clusters`: enough that one can be of one kind; `identities` trades many with few rows against few with many.
 
     ## Watch out
-
     The distance looks at embeddings only, so labels that the target lacks may be kept and rare ones lost.
     Distances of clusters with fewer rows than dimensions are biased upwards: embed into few dimensions, or take fewer clusters.
 
     ## Differs from the paper
-
     k-means where the authors' code forces clusters of one size. The authors keep the nearest join whatever its size; here it has at
     least the rows of the budget. In their code farthest-first begins at an arbitrary row, as it is given no start; here from
     the row kept of each identity, which the paper's text suggests. Without `group` nothing is reserved, and pruning
     begins at the row nearest to the target's mean.
 
     ## See also
-
     dsir (for text), k_centre, random_rows.
     """
 
@@ -123,37 +118,31 @@ class SearchAndPrune(Curate):
     tiny = {"world": "digits", "target": "$spare", "group": "label", "clusters": 5, "keep": 0.2}
 
     def __call__(self, run: Run, data: Data) -> Data:
-        from sklearn.cluster import KMeans
-
         x = embeddings(run, data, self.encoder, self.column, "search_and_prune").numpy()
         y = embeddings(run, self.target, self.encoder, self.column, "search_and_prune's `target`").numpy()
-        if self.group is not None:
-            data.need(self.group, who="search_and_prune")
         if self.clusters < 1 or not 0 < self.identities <= 1:
+            said = f"clusters={self.clusters}, identities={self.identities}"
+            raise Bad(f"search_and_prune: {said}: give clusters of at least 1 and identities above 0 and at most 1")
+        if x.shape[1] != y.shape[1]:
             raise Bad(
-                f"search_and_prune: need clusters of at least 1 and 0 < identities <= 1, got {self.clusters} and {self.identities}"
+                f"search_and_prune: rows have {x.shape[1]} numbers and the `target` {y.shape[1]}: embed both alike"
             )
-        names = np.arange(len(data)) if self.group is None else np.asarray(data[self.group])
-        _, first, who, size = np.unique(names, return_index=True, return_inverse=True, return_counts=True)
-        sums = torch.zeros(len(size), x.shape[1]).index_add(0, torch.from_numpy(who), torch.from_numpy(x)).numpy()
+        who = np.arange(len(data)) if self.group is None else domains(data, self.group, "search_and_prune")[1]
+        first = np.unique(who, return_index=True)[1]
         rng, count = run.numpy("search_and_prune"), how_many(self.keep, len(data))
-        k_means = KMeans(min(self.clusters, len(size)), n_init=1, random_state=int(rng.integers(2**31)))
-        _, of_group = np.unique(k_means.fit_predict(sums / size[:, None]), return_inverse=True)
+        means = domain_means(torch.from_numpy(x), torch.from_numpy(who), len(first))
+        _, of_group = np.unique(k_means(means.numpy(), min(self.clusters, len(first)), rng)[0], return_inverse=True)
         near, distance = search(x, of_group[who], y, count, rng)
         found = np.flatnonzero(np.isin(of_group, near))
         found = np.sort(rng.choice(found, how_many(self.identities, len(found)), replace=False))
         rows = np.flatnonzero(np.isin(who, found))
-        if self.group is None:
-            middle = np.linalg.norm(x[rows] - y.mean(0), axis=1).argmin()
-            start = rows[[middle]]
-        else:
-            start = first[found]
+        middle = np.linalg.norm(x[rows] - y.mean(0), axis=1).argmin()
+        start = rows[[middle]] if self.group is None else first[found]
         if not len(start) <= count <= len(rows):
             raise Bad(
                 f"keep={self.keep} is {count} rows, and the {len(found)} identities found have {len(rows)}: "
                 + ("lower identities" if count < len(start) else "raise identities")
             )
-        chosen = rows[
-            k_centre(torch.from_numpy(x[rows]), count, torch.from_numpy(np.searchsorted(rows, start)))[0].numpy()
-        ]
+        begin = torch.from_numpy(np.searchsorted(rows, start))
+        chosen = rows[k_centre(torch.from_numpy(x[rows]), count, begin)[0].numpy()]
         return data.with_(search_and_prune=distance[of_group[who]]).take(np.sort(chosen))
