@@ -28,10 +28,7 @@ TEXT = {
     "random_rows": {"keep": 0.1}, "exact_duplicates": {}, "near_duplicates": {}, "dsir": {"tokens": 0.1, "min_words": 40},
     "quality_rules": {}, "decontaminate": {},
 }  # fmt: skip
-VECTORS = {
-    "kmeans_quality": {"quality": None}, "facility_location": {"keep": 0.0001, "cover": 2000},
-    "k_centre": {"keep": 0.0001}, "herding": {"keep": 0.0001}, "embedding_duplicates": {},
-}  # fmt: skip
+VECTORS: dict[str, dict[str, Any]] = {"kmeans_quality": {"quality": None}}
 
 
 def texts(rows: int, to: Path) -> None:

@@ -75,7 +75,8 @@ def page(name: str) -> str:
     fields = f"## Fields\n\n| field | type | default | |\n|---|---|---|---|\n{rows}\n\n" if rows else ""
     slots = f" · slots: {', '.join(f'`{s}`' for s in e['slots'])}" if e["slots"] and e["kind"] == "Part" else ""
     path = e["at"].partition(":")[0].replace(".", "/")
-    lit = f" · literature {card['lit']}" if "lit" in card else ""
+    cited = card.get("lit") or []
+    lit = f" · literature {', '.join([cited] if isinstance(cited, str) else cited)}" if cited else ""
     return (
         f"# {card['title']}\n\n*{e['summary']}*\n\n"
         f"`{name}` · {e['kind']}{slots} · {card['family']} · {card['year']} · {paper_link(card)}{lit} · {card['status']} · **{verdict(name)}**\n\n"

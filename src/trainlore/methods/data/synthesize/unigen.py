@@ -52,6 +52,7 @@ class UniGen(Curate):
     ## Watch out
     Classes come out uneven where the writer knows one better, or its name costs more in the prompt. Tokens begin with their
     space in most tokenizers: a prompt that ends in one is followed by what the writer never saw. Short texts tell little.
+    Not reproduced here, if barely: 5 points over unfiltered texts on two made-up domains (n = 10, p = 0.06).
 
     ## Differs from the paper
     This is its data; its classifier, with a contrastive loss against a bank of an averaged copy's features and a weight learned
