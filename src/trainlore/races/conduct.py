@@ -293,9 +293,9 @@ def _look_at_rows(made: Conductor) -> None:
         [*_learned(made.race.spec.prepare), *made.race.spec.then, *(a.steps for a in made.race.arms.values())]
     )
     used |= {n for a in made.race.arms.values() for n in a.use.values()}
-    used |= {body["data"].removeprefix("$") for body in made.race.spec.valid.values()}
+    valid = {body["data"].removeprefix("$") for body in made.race.spec.valid.values()}
     found: dict[str, list[int]] = {}
-    for other in sorted(used & set(made.ready)):
+    for other in sorted((used | valid) & set(made.ready)):
         if made.ready[other][1] != "Data" or other == name:
             continue
         data = made.noun(other)
@@ -304,7 +304,8 @@ def _look_at_rows(made: Conductor) -> None:
             both = np.flatnonzero(np.isin(contents(test, column), contents(data, column)))
             if len(both):
                 found[other] = test.ids[both].tolist()
-        _labels(data, other, test, name)
+        if other in used:  # rows that only choose between values need not show every label
+            _labels(data, other, test, name)
     if found and not made.how.allow_overlap:
         where, rows = max(found.items(), key=lambda f: len(f[1]))
         raise Bad(
