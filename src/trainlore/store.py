@@ -290,6 +290,7 @@ def _put_model(model: Model, folder: Path) -> bool:
         return False
     frozen = [n for n, p in net.named_parameters() if not p.requires_grad]
     rest = {"kind": model.kind, "about": model.about, "trail": model.trail, "probe": model.probe, "frozen": frozen}
+    rest["grids"] = {path: grid.state() for path, grid in model.grids.items()}
     save_tree({"form": form, "weights": dict(mine), **rest}, folder / "model")
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder / "tokenizer")
@@ -325,7 +326,10 @@ def _get_model(folder: Path) -> Model:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    return Model(net.eval(), tree["kind"], tokenizer, tree["about"], tree["trail"], tree["probe"])
+    from trainlore.primitives.grids import from_state
+
+    grids = from_state(tree["grids"])
+    return Model(net.eval(), tree["kind"], tokenizer, tree["about"], tree["trail"], tree["probe"], grids)
 
 
 def hash_of(*parts: Any) -> str:

@@ -94,7 +94,13 @@ def load(source: Any, kind: str | None, seed: int, remote_code: bool) -> Model:
     if own and (lost := sorted(info["missing_keys"])):
         raise Bad(f"the model in {name} does not load: {len(lost)} weights are not in its files, {lost[0]} among them")
     tokenizer = _tokenizer(path if local else name, remote_code)
-    return Model(net.eval(), kind, tokenizer, about.get("about", {}), tuple(about.get("trail", ())))
+    model = Model(net.eval(), kind, tokenizer, about.get("about", {}), tuple(about.get("trail", ())))
+    if local and (path / "grids").is_dir():
+        from trainlore.primitives.grids import from_state
+        from trainlore.store import load_tree
+
+        model.grids = from_state(load_tree(path / "grids"))
+    return model
 
 
 def _tokenizer(source: str | Path, remote_code: bool) -> Any:
@@ -199,6 +205,10 @@ def save(model: Model, folder: Path, card: str) -> Path:
         (part / "trainlore.json").write_text(
             json.dumps({"kind": model.kind, "about": model.about, "trail": list(model.trail)}, indent=1)
         )
+        if model.grids:
+            from trainlore.store import save_tree
+
+            save_tree({path: grid.state() for path, grid in model.grids.items()}, part / "grids")
         (part / "README.md").write_text(card or "---\nlibrary_name: transformers\ntags: [trainlore]\n---\n")
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)

@@ -31,6 +31,7 @@ class Model:
     about: dict[str, Any] = field(default_factory=dict)  # JSON: window, curve of the last fit, recipe that made it
     trail: tuple[dict[str, Any], ...] = ()
     probe: Batch | None = None  # a few training rows, kept by the engine for the parity gate
+    grids: dict[str, Any] = field(default_factory=dict)  # how few bits hold the weight of a layer, by its path
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -133,7 +134,13 @@ class Model:
     def copy(self) -> Model:
         """An independent copy: weights, tokenizer and history."""
         return Model(
-            copy.deepcopy(self.net), self.kind, self.tokenizer, copy.deepcopy(self.about), self.trail, self.probe
+            copy.deepcopy(self.net),
+            self.kind,
+            self.tokenizer,
+            copy.deepcopy(self.about),
+            self.trail,
+            self.probe,
+            dict(self.grids),
         )
 
     @property

@@ -58,6 +58,19 @@ def plain(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return dict(layers)
 
 
+def weight_of(layer: nn.Module) -> Tensor:
+    """A layer's weight as a matrix (out, in): of a convolution (out, in * kernel), of a turned layer turned back."""
+    weight = stored(layer).detach()
+    return weight.T if turned(layer) else weight.flatten(1)
+
+
+@torch.no_grad()
+def write(layer: nn.Module, matrix: Tensor) -> None:
+    """Put a matrix (out, in) in the place of the layer's weight."""
+    weight = layer.weight
+    weight.copy_(matrix.T if turned(layer) else matrix.reshape(weight.shape))
+
+
 def share(name: str, value: float, low: float = 0.0) -> float:
     """`value`, if it is a share in (low, 1]; else an error that names the field."""
     if not low < value <= 1:
@@ -91,6 +104,30 @@ def top(scores: Tensor, keep: float | int) -> Tensor:
     ties = (flat == least).nonzero().flatten()
     mask[ties[: k - int(mask.sum())]] = True
     return mask.view(scores.shape)
+
+
+def top_pattern(scores: Tensor, n: int, m: int) -> Tensor:
+    """Mask of the n largest scores of every m neighbours along the inputs, as 2:4 hardware wants: (out, in) -> bool.
+
+    Of equal scores the earlier stays. Raises Bad where m does not divide the inputs.
+    """
+    if not 0 < n <= m:
+        raise Bad(f"pattern {n}:{m} keeps {n} of {m}: give n from 1 to m, as in 2:4")
+    if scores.shape[1] % m:
+        raise Bad(f"a layer with {scores.shape[1]} inputs cannot be cut in runs of {m}: leave it out of `targets`")
+    runs = scores.detach().unflatten(1, (-1, m))
+    order = runs.sort(dim=-1, descending=True, stable=True).indices[..., :n]
+    return torch.zeros_like(runs, dtype=torch.bool).scatter_(-1, order, True).flatten(1)
+
+
+def pattern_of(text: str) -> tuple[int, int] | None:
+    """(n, m) of a pattern written "n:m"; None for an empty text."""
+    if not text:
+        return None
+    n, colon, m = text.partition(":")
+    if not (colon and n.isdigit() and m.isdigit() and 0 < int(n) <= int(m)):
+        raise Bad(f"pattern={text!r} is not n:m, such as 2:4 (2 of every 4 neighbours stay)")
+    return int(n), int(m)
 
 
 def top_global(scores: Mapping[str, Tensor], keep: float | int) -> dict[str, Tensor]:

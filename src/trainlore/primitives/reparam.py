@@ -116,7 +116,8 @@ def replace(net: nn.Module, path: str, module: nn.Module) -> None:
 
 def reshaped(model: Model, net: nn.Module | None = None) -> Model:
     """The model around its changed net (or another one), with the meter looking at its form anew."""
-    return Model(model.net if net is None else net, model.kind, model.tokenizer, model.about, model.trail, model.probe)
+    kept = model.about, model.trail, model.probe, model.grids
+    return Model(model.net if net is None else net, model.kind, model.tokenizer, *kept)
 
 
 def fold(net: nn.Module) -> nn.Module:

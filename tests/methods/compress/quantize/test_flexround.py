@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainlore.claims import Claim
-from trainlore.methods.compress.quantize.flexround import FlexRound, divided, units
+from trainlore.methods.compress.quantize.flexround import FlexRound, divided
 from trainlore.methods.compress.quantize.nearest import Nearest
 from trainlore.primitives import numbers
 from trainlore.primitives.masks import matrices
@@ -41,14 +41,6 @@ def test_large_weights_feel_the_division_more():
     each = torch.zeros(1, 3, requires_grad=True)
     divided(w, torch.tensor([[-1.0]]), each, torch.zeros(1, 1), 8, "channel", True).sum().backward()
     torch.testing.assert_close(each.grad, -w)  # d/dS of w / S at S = 1, straight through the rounding
-
-
-def test_blocks_are_units_and_other_layers_their_own():
-    at = world("text")
-    layers = matrices(at["model"].net)
-    found = dict(units(at["model"], layers, "block"))
-    assert list(found) == ["model.layers.0", "model.layers.1"] and sum(map(len, found.values())) == len(layers) == 14
-    assert list(units(at["model"], layers, "layer")) == [(name, [name]) for name in layers]
 
 
 @pytest.mark.parametrize("unit", ["block", "layer"])

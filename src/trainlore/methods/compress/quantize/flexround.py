@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
-from trainlore.primitives.masks import CONVOLUTIONS, matrices, plain
+from trainlore.primitives.calibrating import Unit, batches_of, walk
+from trainlore.primitives.grids import Grid, free, integers, settle
+from trainlore.primitives.masks import CONVOLUTIONS, matrices, plain, weight_of
 from trainlore.primitives.numbers import lanes, limits, scales, unlanes
 from trainlore.primitives.reparam import turned
 from trainlore.runs import Run
@@ -88,8 +87,8 @@ class FlexRound(Fit):
     and generation; language models up to LLaMA with negligible loss against half precision.
 
     ## Cost
-    Two forward passes over `rows` a block, then `steps` passes forward and back through that block. Memory: a second
-    copy of the model, the activations into and out of one block, five numbers a weight of that block.
+    Two forward passes over `rows` a block, then `steps` passes forward and back through that block. Memory: two
+    sets of activations of one block, five numbers a weight of that block.
 
     ## Fields worth tuning
     `lr` (the authors on LLaMA 2: 3e-3 at 4 bits, 2.5e-3 at 3), `steps` (5000 there), `rows` (512 there).
@@ -103,7 +102,7 @@ class FlexRound(Fit):
     tighter one). Activations stay as they are.
 
     ## See also
-    nearest.
+    nearest, gptq.
     """
 
     bits: int = 4
@@ -131,114 +130,32 @@ class FlexRound(Fit):
     tiny = {"world": "text", "bits": 4, "steps": 10, "rows": 16}
 
     def __call__(self, run: Run, model: Model, data: Data) -> Model:
-        limits(self.bits)
-        if self.unit not in ("block", "layer"):
-            raise Bad(f"unit={self.unit!r} is neither block nor layer")
-        if min(self.rows, self.steps, self.size) < 1:
-            raise Bad("rows, steps and size must be at least 1")
-        if not len(data):
-            raise Bad("there are no calibration rows: give data with at least one")
-        if model.input == "input_ids" and "input_ids" not in data.columns:
-            data = model.encode(data, truncate=True)
-        chosen = run.numpy("flexround").permutation(len(data))[: self.rows]
-        batches = [
-            _to(data.batch(chosen[at : at + self.size], model), model) for at in range(0, len(chosen), self.size)
-        ]
-        before, trains = model.copy(), {n: p.requires_grad for n, p in model.net.named_parameters()}
-        was = model.net.training
-        for m in (model, before):
-            m.net.eval().requires_grad_(False)
+        if self.steps < 1:
+            raise Bad(f"steps={self.steps} must be at least 1")
+        form = integers(self.bits, self.symmetric)
         layers = plain(matrices(model.net, self.targets))
-        for path, own in units(model, layers, self.unit):
-            self._reconstruct(run, model, before, path, [layers[name] for name in own], batches)
-        for name, p in model.net.named_parameters():
-            p.requires_grad_(trains[name])
-        model.net.train(was)
+        free(model, layers)
+        batches = batches_of(run, model, data, self.rows, self.size, "flexround")
+        for unit in walk(model, layers, batches, self.unit, goals=True):
+            self._reconstruct(run, model, unit, form)
         return model
 
-    def _reconstruct(
-        self, run: Run, model: Model, before: Model, path: str, layers: list[nn.Module], batches: list
-    ) -> None:
-        """Fit the rounding of the layers in the module at `path`, and write it in."""
-        unit = Unit(model.net.get_submodule(path))
-        goals = seen(before, path, batches, out=True)
-        inputs = seen(model, path, batches, out=False)
-        for layer in layers:
+    def _reconstruct(self, run: Run, model: Model, unit: Unit, form: str) -> None:
+        """Fit the rounding of the unit's layers, and write it in."""
+        for layer in unit.layers.values():
             parametrize.register_parametrization(layer, "weight", Division(layer, self.bits, self.per, self.symmetric))
-        learned = [p for layer in layers for p in layer.parametrizations.weight[0].parameters()]
-        optimizer = torch.optim.Adam(learned, lr=self.lr)
+        rounds = {path: layer.parametrizations.weight[0] for path, layer in unit.layers.items()}
+        optimizer = torch.optim.Adam([p for one in rounds.values() for p in one.parameters()], lr=self.lr)
         fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        paid = Model(unit)  # so that the meter counts its passes
-        order = run.numpy("flexround", path).integers(len(batches), size=self.steps)
+        order = run.numpy("flexround", unit.path).integers(len(unit.calls), size=self.steps)
         with torch.enable_grad():
-            for i in order.tolist():
+            for at in order.tolist():
                 optimizer.zero_grad()
-                error = (first(paid.net(*inputs[i][0], **inputs[i][1])).float() - goals[i].float()).square()
-                mask = batches[i].get("attention_mask")
-                if mask is not None and mask.shape == error.shape[:2]:
-                    error = error * mask[..., None] * (mask.numel() / mask.sum().clamp(min=1))
-                error.mean().backward()
+                unit.error(at).backward()
                 optimizer.step()
                 fall.step()
-        for layer in layers:
+        for path, layer in unit.layers.items():
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
             layer.weight.requires_grad_(False)
-
-
-class Unit(nn.Module):
-    """A module in a shell of its own: hooks on the shell go away with it."""
-
-    def __init__(self, inside: nn.Module) -> None:
-        super().__init__()
-        self.inside = inside
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.inside(*args, **kwargs)
-
-
-def units(model: Model, layers: dict[str, nn.Module], unit: str) -> Iterator[tuple[str, list[str]]]:
-    """(path of a module, names of the layers in it) in the order of the net; every layer is in exactly one."""
-    blocks: set[int] = set()
-    if unit == "block":
-        try:
-            blocks = {id(m) for m in model.blocks}
-        except Bad:  # a net without repeated layers
-            blocks = set()
-    done: set[str] = set()
-    for path, module in model.net.named_modules():
-        own = [name for name in layers if name == path or (id(module) in blocks and name.startswith(f"{path}."))]
-        own = [name for name in own if name not in done]
-        if own:
-            done |= set(own)
-            yield path, own
-
-
-@torch.no_grad()
-def seen(model: Model, path: str, batches: list, out: bool) -> list[Any]:
-    """What the module at `path` gave (tensors), or what it was given ((args, kwargs)), one entry a batch."""
-    found: list[Any] = []
-    module = model.net.get_submodule(path)
-    if out:
-        hook = module.register_forward_hook(lambda m, args, result: found.append(first(result).detach()))
-    else:
-        hook = module.register_forward_pre_hook(lambda m, args, kwargs: found.append((args, kwargs)), with_kwargs=True)
-    kept = []
-    try:
-        for batch in batches:
-            found.clear()
-            model(batch)
-            if not found:
-                raise Bad(f"{path} is not run by the model: leave it out of `targets`")
-            kept.append(found[0])
-    finally:
-        hook.remove()
-    return kept
-
-
-def first(result: Any) -> Tensor:
-    """The tensor of a result, the first of a tuple: what a block hands to the next."""
-    return result if isinstance(result, Tensor) else next(v for v in result if isinstance(v, Tensor))
-
-
-def _to(batch: dict[str, Any], model: Model) -> dict[str, Any]:
-    return {k: v.to(model.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            step = rounds[path].step.detach().exp()
+            settle(model, path, layer, weight_of(layer), Grid(form, self.per, step, rounds[path].zero))

@@ -3,9 +3,8 @@ from __future__ import annotations
 import torch
 
 from trainlore.nouns import Model
-from trainlore.primitives.masks import matrices, plain
-from trainlore.primitives.numbers import nearest
-from trainlore.primitives.reparam import turned
+from trainlore.primitives.grids import Grid, free, integers, settle
+from trainlore.primitives.masks import matrices, plain, weight_of
 from trainlore.runs import Run
 from trainlore.verbs import Shape, method
 
@@ -28,8 +27,8 @@ class Nearest(Shape):
         else:       scale = (max w - min w) / (2^bits - 1), z = round(-min w / scale),
                     w <- scale * (clip(round(w / scale) + z, 0, 2^bits - 1) - z)
 
-    The range always holds 0. The layers hold the rounded values in the dtype they had; integers and scales are those of
-    `trainlore.primitives.numbers`.
+    The range always holds 0. The layers hold the rounded values in the dtype they had; the model remembers
+    their grids, and an export packs them.
 
     ## Claim
     The rival of every quantizer: no data, no training. 8 bits a channel cost next to nothing; below 4 it breaks.
@@ -44,7 +43,7 @@ class Nearest(Shape):
     Activations stay as they are. One outlier stretches the grid of its whole lane.
 
     ## See also
-    flexround.
+    gptq, awq, flexround.
     """
 
     bits: int = 4
@@ -62,7 +61,9 @@ class Nearest(Shape):
 
     @torch.no_grad()
     def __call__(self, run: Run, model: Model) -> Model:
-        for layer in plain(matrices(model.net, self.targets)).values():
-            weight = layer.weight.T if turned(layer) else layer.weight
-            weight.copy_(nearest(weight, self.bits, self.per, self.symmetric))
+        layers = plain(matrices(model.net, self.targets))
+        free(model, layers)
+        for path, layer in layers.items():
+            grid = Grid.of(weight_of(layer), integers(self.bits, self.symmetric), self.per)
+            settle(model, path, layer, grid.round(weight_of(layer)), grid)
         return model
