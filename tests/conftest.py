@@ -16,6 +16,16 @@ def pytest_addoption(parser):
     parser.addoption("--all-pairs", action="store_true", help="try every ordered pair of parts, not one in seven")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests marked slow run when they are asked for: -m slow."""
+    if "slow" in (config.option.markexpr or ""):
+        return
+    left = [item for item in items if "slow" in item.keywords]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if "slow" not in item.keywords]
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("TRAINLORE_HOME", str(tmp_path / "home"))

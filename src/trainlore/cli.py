@@ -97,11 +97,13 @@ def run(
     force: Annotated[bool, typer.Option(help="Replace the run folder if it exists.")] = False,
     strict: Annotated[bool, typer.Option(help="Fail when a part of a training did nothing.")] = False,
     on: On = "local",
+    profile: Annotated[bool, typer.Option(help="Write a trace of a few steps of each training.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
     """Run a recipe: a model's whole life, step by step, with a report at the end.
 
     Without a recipe this runs [bold]first_life[/bold]: about five minutes on two cores, no network.
+    On several devices: [bold]torchrun --nproc-per-node N -m trainlore run RECIPE --out FOLDER[/bold].
     """
     import time
 
@@ -109,7 +111,9 @@ def run(
 
     made = recipes.read(recipe_path(recipe), sets)
     folder = out or Path("runs") / f"{_slug(made.spec.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    _run(made, folder, quiet, force=force, strict=strict, on=on)
+    if out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise Bad("several processes need one folder: say --out FOLDER")
+    _run(made, folder, quiet, force=force, strict=strict, on=on, profile=profile)
 
 
 @app.command()
@@ -125,7 +129,7 @@ def resume(
     if (folder / "race.json").exists():
         command.run(folder, None, None, True, quiet)
         return
-    if not (folder / "run.json").exists():
+    if not (folder / "run.json").exists() and not (folder / "recipe.yaml").exists():
         raise Bad(f"{folder} is not a run: it has no run.json")
     _run(recipes.read(folder / "recipe.yaml"), folder, quiet, resume=True, strict=strict, on=on)
 
@@ -147,8 +151,11 @@ def _run(made: Any, folder: Path, quiet: bool, **how: Any) -> None:
     from trainlore.progress import bars
 
     keep_freed()
-    with bars(not quiet and sys.stderr.isatty()) as shown:
-        tell = (lambda text: shown.console.print(text, highlight=False)) if shown else say
+    leads = os.environ.get("RANK", "0") == "0"
+    with bars(not quiet and leads and sys.stderr.isatty()) as shown:
+        tell = (
+            (lambda text: shown.console.print(text, highlight=False)) if shown else say if leads else lambda text: None
+        )
         there = (folder / "run.json").exists() and not how.get("resume")  # an earlier run: then its state is not news
         from trainlore.execute import execute
         from trainlore.runs import Interrupted
@@ -164,7 +171,8 @@ def _run(made: Any, folder: Path, quiet: bool, **how: Any) -> None:
             if (folder / "run.json").exists() and not there:
                 tell(f"[red]failed[/red]; what was finished is kept: trainlore resume {esc(folder)}")
             raise
-    _table(folder)
+    if leads:
+        _table(folder)
 
 
 def _table(folder: Path) -> None:
@@ -517,21 +525,36 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
 def export(
     source: Annotated[Path, typer.Argument(help="A run folder or a Hugging Face folder.")],
     to: Annotated[Path, typer.Option(help="The folder to write.")],
+    form: Annotated[
+        str, typer.Option("--format", help="hf, compressed-tensors (packed weights), gguf, onnx or masked (no zeros).")
+    ] = "hf",
     model: Annotated[str | None, typer.Option(help="The name of a model of the run (default: the last one).")] = None,
     force: Annotated[bool, typer.Option(help="Replace the folder if it exists.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write a model of a run as a Hugging Face directory, and check that what loads back gives the same outputs."""
+    """Write a model for a runtime, and check that what that runtime makes of it gives the same outputs."""
     from trainlore import single
 
-    distance = single.export(source, to, model, force)
-    say(f"{esc(to)}  [dim](reloaded: relative distance of the logits {distance:.1e})[/dim]")
+    record = single.export(source, to, model, force, form)
+    if as_json:
+        print(json.dumps(record, indent=1))
+        return
+    loss = f", loss {record['loss_change']:+.2g}" if "loss_change" in record else ""
+    say(
+        f"{esc(to)}  [dim]({record['runtime']}: relative distance of the logits {record['distance']:.1e}, "
+        f"{record['tolerance']:.1e} allowed{loss})[/dim]"
+    )
+    say(
+        f"{record['bytes'] / 1e6:,.2f} MB on disk, {record['bytes_before'] / 1e6:,.2f} MB of weights before; "
+        f"{record['tokens_per_second']:,.0f} tokens a second there, {record['tokens_per_second_before']:,.0f} here"
+    )
 
 
 @app.command()
 def env(as_json: AsJson = False) -> None:
     """Say what numbers made here depend on: versions, device, cores, precision."""
     from trainlore.execute import environment
-    from trainlore.loop import choose_device, use_bf16
+    from trainlore.placement import choose_device, use_bf16
     from trainlore.store import home
 
     device = choose_device("auto")

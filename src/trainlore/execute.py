@@ -28,6 +28,7 @@ from trainlore.recipe import TRAIN as TRAIN_TYPES
 from trainlore.recipe import Recipe, Step, convert, refs
 from trainlore.registry import entry, load, near
 from trainlore.runs import Interrupted, Run
+from trainlore.team import Team, started
 from trainlore.units import amount
 
 ENGINE = 1  # part of every step's key: raised when the engine itself would give other numbers
@@ -50,24 +51,32 @@ def execute(
     tell: Callable[[str], None] = lambda text: None,
     heat: Heat | None = None,
     on: str = "local",
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Run every step; give the nouns by name. With `out`, keep everything in that folder and reuse finished steps.
 
     `heat`: what a race adds to a run that is one of many.
     `on`: where passes over very many rows run, "local" or "ray".
+    `profile`: trainings write a trace of a few steps.
+
+    Under `torchrun` all processes run every step, trainings share their batches out, and the first one writes.
     """
     cluster.check(on)
-    folder = _allowed(recipe, Path(out), force, resume) if out is not None else None
+    team = started()
+    folder = None
+    if out is not None:
+        folder = _allowed(recipe, Path(out), force, resume) if team.leads else Path(out)
     heat = heat or Heat()
     nouns: dict[str, Noun] = {
         k: heat.ready[k] if k in heat.ready else given(k, source, recipe.spec.seed)
         for k, source in recipe.spec.given.items()
     }
-    if folder is not None and not resume:
+    if folder is not None and team.leads and (not resume or hardly_begun(folder)):
         _made(recipe, folder)
-    run = Run(recipe.spec.seed, folder, bars, on=on)
+    team.wait()
+    run = Run(recipe.spec.seed, folder, bars, on=on, profile=profile)
     run.heat = heat
-    book = _Book(recipe, run, folder)
+    book = _Book(recipe, run, folder if team.leads else None)
     place = heat.store or (folder.resolve().parent / ".store" if folder is not None else None)
     store = stores.Store(place) if place is not None else None
     chosen: list[
@@ -96,7 +105,8 @@ def execute(
         raise
     book.record["agreement"] = _agreement(chosen)
     book.close("finished")
-    if folder is not None and heat.alone:
+    team.wait()
+    if folder is not None and heat.alone and team.leads:
         from trainlore import page
 
         page.write(folder)
@@ -216,7 +226,8 @@ def _one(
     sources = [entry(m)["source"] for m in (step.name, *(p for p, _ in step.parts)) if m not in ("train", "save")]
     key = stores.hash_of(ENGINE, shared(), step.name, sources, step.fields, step.wires, step.parts, made_from, run.seed)
     title = "train" if step.name == "train" else step.name
-    if store is not None and step.name != "save" and store.has(key):
+    team = Team()
+    if store is not None and step.name != "save" and team.told(store.has(key)):
         return _known_before(run, book, store, number, step, nouns, key, tell)
     if store is not None and not run.heat.alone:
         with store.claimed(key):  # two runs of a race that want the same step: one makes it, the other waits for it
@@ -298,11 +309,13 @@ def _anew(
     record |= _looked(run, book, step, nouns, lambda: result)
     if isinstance(result, Report) and book.folder is not None:
         _outcomes(result, book.folder / "outcomes" / f"{label}.parquet")
-    wanted = store is not None and step.name != "save" and step.gives != run.heat.watched
+    team = Team()
+    wanted = store is not None and step.name != "save" and step.gives != run.heat.watched and team.leads
     kept = wanted and store is not None and store.put(key, result, {"record": record})
     book.add(number, step, key, record)
     if book.folder is not None and kept:
         shutil.rmtree(book.folder / "checkpoints", ignore_errors=True)
+    team.wait()
     made = Noun(key, lambda: result)
     made.value = result
     return made
@@ -320,7 +333,8 @@ def _run(run: Run, step: Step, nouns: dict[str, Noun]) -> Any:
         to = run.folder / str(step.fields.get("to", "model"))
         if run.folder.resolve() not in to.resolve().parents:
             raise Bad(f"save writes below the run folder only, not to {to}")
-        main["model"].save(to, card=model_card(main["model"], run))
+        if Team().leads:
+            main["model"].save(to, card=model_card(main["model"], run))
         return main["model"]
     if step.name == "train":
         parts = [build(name, fields, nouns) for name, fields in step.parts]
@@ -570,8 +584,10 @@ def environment() -> dict[str, Any]:
 
 def _allowed(recipe: Recipe, folder: Path, force: bool, resume: bool) -> Path:
     """The run's folder; refused if it is there, unless forced or gone on with."""
-    there = (folder / "run.json").exists() or folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+    there = folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not hardly_begun(folder))
     if resume:
+        if hardly_begun(folder):
+            return folder
         if not (folder / "run.json").exists():
             raise Bad(f"{folder} is not a run: it has no run.json")
         old = json.loads((folder / "run.json").read_text())
@@ -587,6 +603,12 @@ def _allowed(recipe: Recipe, folder: Path, force: bool, resume: bool) -> Path:
         if not (folder / "run.json").exists() and folder.exists():
             raise Bad(f"{folder} is not a run folder, so --force does not remove it: choose another --out")
     return folder
+
+
+def hardly_begun(folder: Path) -> bool:
+    """Whether a run was killed here before it wrote anything but its recipe."""
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return "recipe.yaml" in inside and all(name == "recipe.yaml" or name.endswith(".part") for name in inside)
 
 
 def _made(recipe: Recipe, folder: Path) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,30 @@ from torch import Tensor, nn
 from trainlore import meter
 from trainlore.effects import Effects
 from trainlore.errors import Bad
+from trainlore.feeding import Ahead
 from trainlore.nouns import Batch, Data, Model
+from trainlore.placement import (
+    Scale,
+    autocast,
+    available,
+    checkpointed,
+    choose_device,
+    chosen_precision,
+    compiled,
+    needed,
+    split,
+    to,
+    ways_out,
+)
 from trainlore.primitives import losses as L
 from trainlore.primitives.sampling import Sampler
+from trainlore.readiness import planned, prepared, sensible, trainable, with_made
 from trainlore.runs import Interrupted, Run
 from trainlore.slots import check, fills, fold
-from trainlore.units import amount
-from trainlore.verbs import Part
+from trainlore.spikes import Diverged, Guard
+from trainlore.team import Team, together
 
 CURVE = 2000  # points of the curve kept with the model
-
-
-class Diverged(Bad):
-    """The loss is no longer a number; the message names the step and the rows."""
 
 
 class Loop:
@@ -75,6 +85,11 @@ def fit(
     weight_decay: float = 0.0,
     precision: str = "auto",
     device: str = "auto",
+    compile: str = "",
+    shard: bool = False,
+    checkpoint_activations: bool = False,
+    workers: int | None = None,
+    spikes: str = "ignore",
     truncate: bool = False,
     until: int | None = None,
     folder: Path | None = None,
@@ -82,14 +97,25 @@ def fit(
     """Train the model (in place) until one budget is spent and hand it back.
 
     Budgets: `steps`, `epochs`, `tokens` ("2M"), `rows`, `seconds` or `work` (FLOPs), exactly one. `batch_size` rows make a step,
-    in pieces of `micro_batch` that give the same gradient. `precision`: fp32, bf16, or auto (bf16 where the machine has
-    it). A checkpoint goes to `folder` now and then and whatever is there is gone on from. `until` stops early at a step.
+    in pieces of `micro_batch` that give the same gradient. `precision`: fp32, bf16, fp16, or auto (bf16 where the machine has
+    it). `compile`: a backend for the model's blocks ("inductor"). `checkpoint_activations`: less memory, more work.
+    `workers`: threads that make batches ahead (one beside an accelerator). `spikes`: what to do where the loss or the
+    gradient leaps: ignore, stop or roll_back (go back a little and pass those rows over). A checkpoint goes to `folder` now
+    and then and whatever is there is gone on from. `until` stops early at a step. Under `torchrun` the batch is shared out,
+    and with `shard` the weights are (FSDP2).
     """
     sensible(parts, micro_batch, lr, weight_decay)
     data = prepared(model, data, truncate)
     check(parts, with_made(data.kinds))
     trainable(model, data, parts)
     place = choose_device(device)
+    kind, team = chosen_precision(precision, place), Team(place)
+    together(parts, team)
+    shards = ExitStack()
+    if shard and team.size > 1:
+        from trainlore.sharding import fit_for_shards, sharded  # half a second of imports that few need
+
+        fit_for_shards(parts)
     model.net.to(place)
     total, limit = planned(
         data, batch_size, steps=steps, epochs=epochs, tokens=tokens, rows=rows, seconds=seconds, work=work
@@ -101,6 +127,8 @@ def fit(
             if fills(part, "attach"):
                 part.attach(loop)
         model.net.to(place)
+        if shard and team.size > 1:
+            shards.enter_context(sharded(model, team))
         meter.watch(model.net)
         bound = [(part, part.start(loop)) for part in parts]
     for _, s in bound:
@@ -114,29 +142,33 @@ def fit(
             effects.note(
                 part, "attach", float({n: p.requires_grad for n, p in net.named_parameters()} != weights_before)
             )
-    autocast = torch.autocast(place.type, torch.bfloat16) if use_bf16(precision, place) else nullcontext()
+    cast, scale = autocast(kind, place), Scale(kind)
     sampler = Sampler(len(data), lambda *key: loop.rng(*key))
 
     def base_draw(n: int) -> Batch:
+        if not any(fills(p, "odds") for p in parts):
+            return ahead(loop.t, n)
         return data.batch(sampler.draw(loop.t, n, odds()), model)
 
     def base_gradient() -> None:
-        """Token- or row-weighted mean over the whole step, however small the pieces it is computed in."""
+        """Token- or row-weighted mean over the whole step, however small the pieces and whoever computes them."""
         optimizer.zero_grad(set_to_none=True)
         batch, loss = loop.batch, 0.0
-        pieces = split(batch, micro_batch)
+        pieces = split(team.share(batch), micro_batch)
         if len(pieces) > 1 and not all(p.rowwise for p in parts):
             raise Bad("a part has one loss for the whole batch, which cannot be split: leave micro_batch out")
         for piece in pieces:
-            with autocast:
+            with cast:
                 values = row_loss(piece, forward(piece))
             share = mean_of(values, model.kind, piece, batch)
-            share.backward()
+            (share * scale.factor).backward()
             loss += share.detach()
         extra = penalty()
         if isinstance(extra, Tensor):
-            extra.backward()
-            loss += extra.detach()
+            (extra * (scale.factor / team.size)).backward()
+            loss += extra.detach() / team.size
+        scale.undo(trained)
+        team.sum_gradients(trained)
         loop.loss = loss  # type: ignore[attr-defined]
 
     odds = fold("odds", bound, loop, lambda: None, effects)
@@ -148,8 +180,8 @@ def fit(
     gradient = fold("gradient", bound, loop, base_gradient, effects)
     rate = fold("rate", bound, loop, lambda: 1.0, effects)
     known = {id(p) for p in trained}
-    extra = [p for _, s in bound for m in s.values() if isinstance(m, nn.Module) for p in m.parameters()]
-    trained += [p for p in extra if p.requires_grad and id(p) not in known]
+    more = [p for _, s in bound for m in s.values() if isinstance(m, nn.Module) for p in m.parameters()]
+    trained += [p for p in more if p.requires_grad and id(p) not in known]
     if not trained:
         raise Bad(f"{model!r} has no weight to train: all are frozen")
     optimizer = fold("optimizer", bound, loop, lambda ps: adamw(ps, lr, weight_decay), effects)(trained)
@@ -169,6 +201,8 @@ def fit(
             "parts": [{k: v.state_dict() if isinstance(v, nn.Module) else v for k, v in s.items()} for _, s in bound],
             "curve": curve,
             "meter": here.state(),
+            "scale": scale.state(),
+            "guard": guard.state(),
         }
 
     def restore(saved: dict[str, Any]) -> None:
@@ -179,8 +213,8 @@ def fit(
             for k, v in old.items():
                 s[k].load_state_dict(v) if isinstance(s.get(k), nn.Module) else s.__setitem__(k, v)
         curve.update(saved["curve"])
-        for bill in (here, run.meter):  # what was paid before the interruption
-            bill.add(meter.Meter.of(saved["meter"]))
+        scale.restore(saved["scale"])
+        guard.restore(saved["guard"])
 
     def spent() -> float:
         if limit is None:
@@ -189,37 +223,65 @@ def fit(
         return now / limit[1]
 
     here = meter.Meter()
+    guard = Guard(spikes, run.folder if team.leads else None)
     net.train()
-    with (
-        run.meter.running(),
-        here.running(),
-        run.bar(total if limit is None else None, "train") as bar,
-        run.checkpoints(folder) as saver,
-    ):
-        if (saved := saver.newest(place)) is not None:
+    with ExitStack() as open_:
+        open_.enter_context(run.meter.running())
+        open_.enter_context(here.running())
+        bar = open_.enter_context(run.bar(total if limit is None else None, "train"))
+        saver = open_.enter_context(run.checkpoints(folder, team))
+        open_.enter_context(checkpointed(net, checkpoint_activations))
+        told = open_.enter_context(compiled(model, compile))
+        threads = workers if workers is not None else int(place.type == "cuda")
+        ahead = open_.enter_context(
+            Ahead(lambda t, n: data.batch(sampler.draw(t, n, None), model), threads, place.type == "cuda")
+        )
+        trace = open_.enter_context(run.profiler())
+        if (saved := saver.newest(place, shard and team.size > 1)) is not None:
             restore(saved)
+            for bill in (here, run.meter):  # what was paid before the interruption
+                bill.add(meter.Meter.of(saved["meter"]))
             bar(loop.t)
+        room(loop, micro_batch, checkpoint_activations, kind, trained, cast, parts)
         began = time.perf_counter()
         while loop.t < total and loop.spent < 1 and not stop() and loop.t != until:
+            if loop.t in guard.skipped:
+                loop.t += 1
+                continue
             effects.look(loop.t, loop.t == total - 1)
+            guard.hold(loop.t, state)
+            paid = here.work
             with run.global_rng("step", loop.t):
                 loop.batch = to(prepare(draw(batch_size)), place)
-                gradient()
-                loss = float(loop.loss)  # type: ignore[attr-defined]
-                if not math.isfinite(loss):
+                try:
+                    gradient()
+                except (torch.OutOfMemoryError, MemoryError) as error:
+                    raise short(loop, micro_batch, checkpoint_activations, kind) from error
+                loss, everyone, asked, due = team.sums(
+                    float(loop.loss),  # type: ignore[attr-defined]
+                    here.work - paid,
+                    run.interrupted,
+                    saver.due(),
+                )
+                meter.elsewhere(everyone - (here.work - paid) if team.size > 1 else 0.0)
+                if why := guard.unusual(loss, trained):
+                    if guard.policy == "roll_back":
+                        restore(guard.back(loop.t, why, culprits(loop)))
+                        continue
                     kept = saver.last()
                     raise Diverged(
-                        f"the loss is {loss} at step {loop.t + 1}, on rows {culprits(loop)}; "
+                        f"{why} at step {loop.t + 1}, on rows {culprits(loop)}; "
                         + (f"the last good weights are in {kept}; " if kept else "")
                         + "lower `lr`, add `clip`, or look at those rows"
                     )
                 factor = float(rate())
                 for group, full in zip(optimizer.param_groups, base_lr, strict=True):
                     group["lr"] = full * factor
-                update()
+                if scale.sound(trained):
+                    update()
             meter.stepped()
             loop.t += 1
-            loop.spent = spent()
+            loop.spent = team.told(spent()) if limit is not None else 0.0
             record = {
                 "t": loop.t,
                 "loss": loss,
@@ -231,17 +293,21 @@ def fit(
             for key, value in (("t", loop.t), ("loss", loss), ("rate", factor)):
                 curve[key].append(value)
             watch(record)
-            run.log(record, often=loop.t % max(1, total // CURVE) == 0)
+            run.log(record, often=team.leads and loop.t % max(1, total // CURVE) == 0)
             bar(1, loss=loss)
-            saver.maybe(state)
-            if run.interrupted:
+            trace()
+            if due or asked:
                 saver.save(state)
+            if asked:
                 raise Interrupted
         if loop.t == until:
             saver.save(state)
+    team.alike(net.state_dict().values(), "the weights")
     effects.on = False
     if loop.readout is not None and (final := readout()) is not None:
         net.load_state_dict(final)
+    shards.close()
+    net = model.net
     for part in reversed(parts):
         if fills(part, "detach"):
             part.detach(loop)
@@ -249,8 +315,54 @@ def fit(
     meter.watch(net)
     run.effects.extend(effects.table(parts))
     model.about["curve"] = {k: v[:: max(1, len(v) // CURVE)] for k, v in curve.items()}
+    if told:
+        model.about["compiled"] = told
     model.probe = probe_of(data, model)
     return model
+
+
+def room(
+    loop: Loop, micro: int | None, checkpoints: bool, kind: torch.dtype, trained: list[Any], cast: Any, parts: Any
+) -> None:
+    """Raise Bad before the first step where its memory is not there, as far as the model's own loss can tell."""
+    free = available(loop.device)
+    size, model = min(micro or loop.size, len(loop.data)), loop.model
+    if free is None or any(fills(p, s) for p in parts for s in ("forward", "loss", "draw", "batch")):
+        return
+    if 12 * sum(p.numel() for p in trained) < free // 64 and size * width_of(loop.data) < 1 << 20:
+        return  # nowhere near
+    with meter.unpaid(), loop.run.global_rng("room"), cast:
+        rows = to(loop.data.batch(longest(loop.data, 2), model), loop.device)
+        want = needed(model, rows, size, lambda b: L.rowwise(model.kind, b, model(b)), trained)
+    if want > free:
+        raise Bad(
+            f"a step would need about {want / 1e9:.1f} GB beyond the weights, and {free / 1e9:.1f} GB are free on "
+            f"{loop.device}: {ways_out(loop.size, micro, checkpoints, kind)}"
+        )
+
+
+def width_of(data: Data) -> int:
+    """Tokens of the longest row, numbers of a dense one."""
+    if "input_ids" in data.columns:
+        return int(np.diff(data.lists("input_ids")[1]).max())
+    return 0
+
+
+def longest(data: Data, n: int) -> np.ndarray:
+    """Positions of the n longest rows."""
+    if "input_ids" not in data.columns:
+        return np.arange(min(n, len(data)))
+    length = np.diff(data.lists("input_ids")[1])
+    return np.argsort(-length, kind="stable")[:n]
+
+
+def short(loop: Loop, micro: int | None, checkpoints: bool, kind: torch.dtype) -> Bad:
+    """Memory ran out: how much was there, and what to do."""
+    free, held = available(loop.device), meter.peak_memory()
+    return Bad(
+        f"memory ran out at step {loop.t + 1} on {loop.device}: {held / 1e9:.1f} GB were held at most, "
+        f"{(free or 0) / 1e9:.1f} GB are free now: {ways_out(loop.size, micro, checkpoints, kind)}"
+    )
 
 
 def culprits(loop: Loop) -> list[int]:
@@ -273,7 +385,9 @@ def probe_of(data: Data, model: Model) -> Batch:
 
 def adamw(params: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW whose decay touches matrices only; fused where the weights allow it."""
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in params)
+    fused = all(
+        p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") and type(p.data) is Tensor for p in params
+    )
     groups = [
         {"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in params if p.dim() < 2]},
@@ -296,172 +410,3 @@ def mean_of(values: Tensor, kind: str, piece: Batch, batch: Batch) -> Tensor:
     if weight is None:
         return values.sum() / counted.sum().clamp(min=1)
     return (values.sum(1) * weight).sum() / (counted * whole).sum().clamp(min=1e-12)
-
-
-def split(batch: Batch, size: int | None) -> list[Batch]:
-    """The batch in pieces of `size` rows; what is not one entry a row goes with every piece."""
-    n = len(batch["row"])
-    if not size or size >= n:
-        return [batch]
-    return [
-        {k: v[at : at + size] if isinstance(v, Tensor) and v.dim() and len(v) == n else v for k, v in batch.items()}
-        for at in range(0, n, size)
-    ]
-
-
-def to(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device."""
-    if device.type == "cpu":
-        return batch
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-
-def choose_device(name: str) -> torch.device:
-    """auto: CUDA, else Apple's, else the CPU."""
-    if name not in ("auto", "cpu", "mps") and not name.startswith("cuda"):
-        raise Bad(f"device is auto, cpu, cuda or mps, not {name!r}")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise Bad("device: cuda is asked for, but there is none here: say auto or cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(name)
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether matrix products run in bfloat16."""
-    if precision not in ("auto", "fp32", "bf16"):
-        raise Bad(f"precision is fp32, bf16 or auto, not {precision!r}")
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return (
-        device.type == "cpu"
-        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-
-
-def prepared(model: Model, data: Data, truncate: bool) -> Data:
-    """The data with token columns if the model reads tokens and there are none yet."""
-    if not len(data):
-        raise Bad("there are no rows to train on")
-    if model.input == "input_ids" and not {"input_ids", "chosen_input_ids"} & set(data.columns):
-        data = model.encode(data, truncate=truncate)
-    elif model.input != "input_ids" and model.input not in data.columns:
-        raise Bad(f"the model reads {model.input!r}; there are {', '.join(data.columns)}")
-    if model.kind == "classifier" and {"label"} <= set(data.columns):
-        labels, logits = data["label"], getattr(getattr(model.net, "config", None), "num_labels", None)
-        if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu" and labels.ndim == 1:
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or (logits and high >= logits):
-                raise Bad(
-                    f"labels run from {low} to {high}; the model knows {f'0 to {logits - 1}' if logits else 'none below 0'}"
-                )
-        else:
-            raise Bad(
-                f"column 'label' holds {data.table['label'].type}, not class numbers: map them to 0, 1, 2, ... first"
-            )
-    return data
-
-
-def sensible(parts: tuple[Any, ...], micro_batch: int | None, lr: float, weight_decay: float) -> None:
-    """Raise Bad on settings that would train nothing, or away from the data."""
-    for part in parts:
-        if not isinstance(part, Part):
-            raise Bad(f"{part!r:.60} is not a part of a training loop: give parts, made: EMA(decay=0.99)")
-    if micro_batch is not None and micro_batch < 1:
-        raise Bad(f"micro_batch must be at least 1, not {micro_batch}")
-    for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-        if not 0 <= value < math.inf:
-            raise Bad(f"{name} must be a number of at least 0, not {value}")
-
-
-def trainable(model: Model, data: Data, parts: tuple[Any, ...]) -> None:
-    """Raise Bad on rows that a training cannot learn from, before it starts; what a part makes itself is not asked for."""
-    columns, own = set(data.columns), any(fills(p, s) for p in parts for s in ("draw", "batch", "forward", "loss"))
-    if "weight" in columns:
-        weight = data["weight"]
-        if not isinstance(weight, np.ndarray) or weight.ndim != 1:
-            raise Bad(f"column 'weight' holds {data.table['weight'].type}, not numbers")
-        if len(bad := data.ids[~(np.isfinite(weight) & (weight >= 0))]):
-            raise Bad(f"column 'weight' must be at least 0; it is not in {len(bad):,} rows, the first {bad[0]}")
-        if not weight.any():
-            raise Bad("column 'weight' is zero in every row: nothing would be learned")
-    if not own and model.input not in columns:
-        raise Bad(
-            "the rows are pairs of a chosen and a rejected answer: add a part that learns from them, such as `dpo`"
-        )
-    if not own and not {"label", "labels"} & columns:
-        raise Bad(f"the rows have no column 'label' or 'labels' to learn; there are {', '.join(data.columns)}")
-    if model.input == "features" and isinstance(data["features"], np.ndarray):
-        first = next((m for m in model.net.modules() if isinstance(m, nn.Linear)), None)
-        if (
-            first is not None
-            and type(model.net) is nn.Sequential
-            and model.net[0] is first
-            and data["features"].shape[-1] != first.in_features
-        ):
-            raise Bad(
-                f"column 'features' has {data['features'].shape[-1]} numbers a row, the model reads {first.in_features}"
-            )
-    last = [m for m in model.net.modules() if isinstance(m, nn.Linear)][-1:]
-    if model.kind == "classifier" and "label" in columns and last and not hasattr(model.net, "config"):
-        if (high := int(data["label"].max())) >= last[0].out_features:
-            raise Bad(f"labels run to {high}; the model knows 0 to {last[0].out_features - 1}")
-    for column in ("input_ids", "chosen_input_ids", "rejected_input_ids"):
-        if column not in columns:
-            continue
-        values, offsets = data.lists(column)
-        longest, window = int(np.diff(offsets).max()), model.window
-        if "segment_ids" not in columns and window is not None and longest > window:
-            raise Bad(
-                f"a row of {column!r} has {longest:,} tokens, the model's window is {window:,}: encode the rows anew"
-            )
-        table = getattr(model.net, "get_input_embeddings", lambda: None)()  # plain modules have no such method
-        known = getattr(table, "num_embeddings", None)
-        if known is not None and len(values) and not 0 <= values.min() <= values.max() < known:
-            raise Bad(
-                f"column {column!r} has tokens from {values.min()} to {values.max()}; the model knows 0 to {known - 1}"
-            )
-        labels = column.replace("input_ids", "labels")
-        if labels in columns and not own and model.kind in ("causal", "masked", "tagger"):
-            wanted, ends = data.lists(labels)
-            if not np.array_equal(ends, offsets):
-                raise Bad(
-                    f"{labels!r} and {column!r} differ in length: each token has one label, -100 where none is learned"
-                )
-            if not (wanted != -100).any():
-                raise Bad(f"column {labels!r} is -100 everywhere: no token would be learned")
-
-
-def with_made(kinds: dict[str, str]) -> dict[str, str]:
-    """The columns of the table and those that collating adds."""
-    masks = {k.removesuffix("input_ids") + "attention_mask": "tokens" for k in kinds if k.endswith("input_ids")}
-    return {**kinds, **masks}
-
-
-def planned(data: Data, size: int, **budget: Any) -> tuple[int, tuple[str, float] | None]:
-    """Steps to run, and the limit that ends them when it is not counted in steps. Raises Bad unless one budget is given."""
-    given = {k: v for k, v in budget.items() if v is not None}
-    if len(given) != 1:
-        raise Bad(f"give one budget of {', '.join(budget)}" + (f", not {' and '.join(given)}" if given else ""))
-    ((unit, raw),) = given.items()
-    value = amount(raw)
-    if not 0 < value < math.inf:
-        raise Bad(f"{unit} must be above 0, not {raw}")
-    if size < 1:
-        raise Bad(f"batch_size must be at least 1, not {size}")
-    if unit in ("seconds", "work"):
-        return 1 << 40, (unit, value)
-    if unit == "tokens":
-        column = next((c for c in ("input_ids", "chosen_input_ids") if c in data.columns), None)
-        if column is None:
-            raise Bad("a budget in tokens needs token rows; give steps, epochs or rows")
-        _, offsets = data.lists(column)
-        value /= max(1.0, float(offsets[-1]) / len(data)) * size
-    elif unit == "epochs":
-        value = value * len(data) / size
-    elif unit == "rows":
-        value /= size
-    return max(1, round(value)), None

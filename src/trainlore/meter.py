@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,6 +76,13 @@ def stepped() -> None:
         bill.steps += 1
 
 
+def elsewhere(work: float) -> None:
+    """Pay for what other processes did for this training: a third of it forward, as in a plain step."""
+    for bill in {id(m): m for m in _RUNNING}.values():
+        bill.forward += work / 3
+        bill.backward += 2 * work / 3
+
+
 @contextmanager
 def unpaid() -> Iterator[None]:
     """What runs inside is on nobody's bill: looking at a training from outside, which the training does not need."""
@@ -91,7 +99,6 @@ def peak_memory() -> int:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     import resource
-    import sys
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -175,4 +182,25 @@ def _counter() -> Any:
         return sdpa_flop_count(q, k, v)
 
     aten = torch.ops.aten
-    return FlopCounterMode(display=False, custom_mapping={aten._scaled_dot_product_flash_attention_for_cpu: attention})
+    mapping = {aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    return _Counting(FlopCounterMode(display=False, custom_mapping=mapping))
+
+
+class _Counting:
+    """A counter of FLOPs that keeps compiled pieces from running compiled while it counts."""
+
+    def __init__(self, mode: Any) -> None:
+        self.mode = mode
+        self.get_total_flops = mode.get_total_flops
+
+    def __enter__(self) -> None:
+        self.plainly = None
+        if "torch._dynamo" in sys.modules:
+            self.plainly = torch.compiler.set_stance("force_eager")
+            self.plainly.__enter__()
+        self.mode.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.mode.__exit__(*error)
+        if self.plainly is not None:
+            self.plainly.__exit__(*error)

@@ -124,7 +124,7 @@ def _tokens(model: Model, data: Data, rows: int) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from trainlore.loop import prepared
+    from trainlore.readiness import prepared
 
     data = prepared(model, data, True)
     batch, console = data.batch(np.arange(min(rows, len(data))), model), Console()

@@ -29,6 +29,11 @@ TRAIN = {  # the engine's own step: its fields and their types; see trainlore.lo
     "weight_decay": "float",
     "precision": "str",
     "device": "str",
+    "compile": "str",
+    "shard": "bool",
+    "checkpoint_activations": "bool",
+    "workers": "int | None",
+    "spikes": "str",
     "truncate": "bool",
 }
 BUDGETS = ("steps", "epochs", "tokens", "rows", "seconds", "work")

@@ -20,9 +20,9 @@ HERE = Path(__file__).parent
 INDEX = HERE / "_index.json"
 GROUP = "trainlore.methods"
 VERBS = ("Curate", "Shape", "Fit", "Measure", "Part")
-LITERALS = ("needs", "gives", "null", "tiny", "ranges", "rowwise", "keeps", "known", "tolerance")
+LITERALS = ("needs", "gives", "null", "tiny", "ranges", "rowwise", "keeps", "known", "tolerance", "alone", "sharded")
 RANGES = re.compile(
-    r"^    ranges = .*\n", re.M
+    r"^    (?:ranges|alone|sharded) = .*\n", re.M
 )  # where others may look for better values: no part of what was measured
 
 

@@ -45,6 +45,7 @@ class Run:
     interrupted: bool = False
     label: str = ""  # the step that runs
     heat: Any = None  # what a race adds, if this run is one of many
+    profile: bool = False  # whether trainings write a trace of a few steps into the folder
     on: str = "local"  # where passes over more than a block of rows run: here, or on a "ray" cluster
     _fits: int = 0
 
@@ -207,14 +208,33 @@ class Run:
         finally:
             self.bars.remove_task(task)
 
-    def checkpoints(self, folder: Path | None) -> Checkpoints:
+    @contextmanager
+    def profiler(self) -> Iterator[Callable[[], None]]:
+        """Where `--profile` asks for it, a trace of steps 5 to 10 of the training; call what it gives after each step."""
+        if not self.profile or self.folder is None:
+            yield lambda: None
+            return
+        from torch.profiler import profile, schedule
+
+        folder, label = self.folder, self.label or "train"
+
+        def write(trace: Any) -> None:
+            trace.export_chrome_trace(str(folder / f"profile-{label}.json"))
+            (folder / f"profile-{label}.txt").write_text(
+                trace.key_averages().table(sort_by="self_cpu_time_total", row_limit=30)
+            )
+
+        with profile(schedule=schedule(wait=2, warmup=3, active=5, repeat=1), on_trace_ready=write) as trace:
+            yield trace.step
+
+    def checkpoints(self, folder: Path | None, team: Any = None) -> Checkpoints:
         """Where this fit keeps its checkpoints: the folder given, or one of the run's, named by its place in the step."""
         from trainlore.store import Checkpoints
 
         self._fits += 1
         if folder is None and self.folder is not None and self.label:
             folder = self.folder / "checkpoints" / f"{self.label}-{self._fits:03d}"
-        return Checkpoints(folder, EVERY)
+        return Checkpoints(folder, EVERY, team)
 
 
 def noun(value: Any) -> Any:
@@ -254,7 +274,8 @@ def _passed(
     told: Callable[[int], None] | None,
 ) -> list[Tensor]:
     """All that `read(model, batch)` gives, over a block of rows: each (R,...) on the CPU, in the order of the rows."""
-    from trainlore.loop import prepared, to
+    from trainlore.placement import to
+    from trainlore.readiness import prepared
 
     data, device, was = prepared(model, rows, truncate), model.device, model.net.training
     order = _by_length(data)

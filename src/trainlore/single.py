@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -166,44 +165,28 @@ def _told(result: Any, given: Any, out: Path | None) -> str:
     return f"{describe(result)['model']['size'] / 1e6:.2f} M weights{to}"
 
 
-def export(source: Path, to: Path, name: str | None, force: bool) -> float:
-    """Write a model as a Hugging Face directory; give the relative distance of the logits after loading it back."""
-    import torch
+def export(source: Path, to: Path, name: str | None, force: bool, form: str = "hf") -> dict[str, Any]:
+    """Write a model for a runtime and hold what that makes of it against what it was: the record of the gate."""
+    from trainlore import exports
 
-    from trainlore.steps import SAME, distance
-
-    if not source.is_dir():
-        raise Bad(f"no folder {source}: give a run folder or a Hugging Face folder")
+    exports.module(form)  # a format that is not there is said before a model is loaded
     if to.exists() and not force:
         raise Bad(f"{to} exists: say --force to replace it")
-    if (source / "run.json").exists():
-        last = trail.model(source, name.lstrip("$") if name else None)[-1]
-        _, kept = trail.opened(source)
-        if last["name"] == "save" and (source / str(last["fields"].get("to", "model"))).is_dir():
-            model = Model.of(str(source / str(last["fields"].get("to", "model"))))
-        elif kept.has(last["key"]):
-            model = kept.get(last["key"])
-        else:
-            raise Bad(
-                f"${last['as']} was not kept by the run (its form is more than its config says): add a `save` step to the recipe"
-            )
-    else:
-        model = Model.of(str(source))
-    model.save(to)
-    back = Model.of(str(to))
-    if model.input == "pixel_values":
-        c = model.net.config
-        pixels = torch.rand(2, c.num_channels, c.image_size, c.image_size, generator=Run(0).rng("export"))
-        batch: Any = {"pixel_values": pixels, "row": torch.arange(2)}
-    elif model.probe is None or model.input not in model.probe:
-        vocab = getattr(model.net.config, "vocab_size", 2)
-        ids = torch.randint(vocab, (2, 16), generator=Run(0).rng("export"))
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids, "row": torch.arange(2)}
-    else:
-        batch = model.probe
-    with torch.no_grad():
-        found = distance(model(batch), back(batch))
-    if found > SAME:
-        shutil.rmtree(to)
-        raise Bad(f"what was written to {to} gives other outputs when loaded (relative distance {found:.2g}): removed")
-    return found
+    return exports.write(model_in(source, name), to, form, force)
+
+
+def model_in(source: Path, name: str | None = None) -> Model:
+    """The model of a run (the last one, or the one of this name) or of a Hugging Face folder."""
+    if not source.is_dir():
+        raise Bad(f"no folder {source}: give a run folder or a Hugging Face folder")
+    if not (source / "run.json").exists():
+        return Model.of(str(source))
+    last = trail.model(source, name.lstrip("$") if name else None)[-1]
+    _, kept = trail.opened(source)
+    if last["name"] == "save" and (source / str(last["fields"].get("to", "model"))).is_dir():
+        return Model.of(str(source / str(last["fields"].get("to", "model"))))
+    if kept.has(last["key"]):
+        return kept.get(last["key"])
+    raise Bad(
+        f"${last['as']} was not kept by the run (its form is more than its config says): add a `save` step to the recipe"
+    )

@@ -91,7 +91,7 @@ def logits_of(run: Run, model: Model) -> dict[str, Any] | None:
     """Logits and row losses on the model's probe rows; None for a model that was never trained or measured."""
     if model.probe is None:
         return None
-    from trainlore.loop import to
+    from trainlore.placement import to
 
     batch, was = to(model.probe, model.device), model.net.training
     if model.input not in batch:

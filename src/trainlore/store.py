@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,8 +49,10 @@ def full(error: OSError, path: Path) -> Exception:
 # ---- trees of tensors, numbers and text, without pickle
 
 
-def save_tree(tree: Any, folder: Path) -> None:
-    """Write a tree (dicts, lists, tensors, numbers, text) as tree.json and tensors.safetensors, whole or not at all."""
+def save_tree(tree: Any, folder: Path, shards: Path | None = None) -> None:
+    """Write a tree (dicts, lists, tensors, numbers, text) as tree.json and tensors.safetensors, whole or not at all.
+
+    `shards`: a folder of more files that belong to it, moved in."""
     import torch
     from safetensors.torch import save_file
 
@@ -77,11 +80,13 @@ def save_tree(tree: Any, folder: Path) -> None:
         part.mkdir(parents=True)
         save_file(tensors, part / "tensors.safetensors")
         (part / "tree.json").write_text(text)
-        digest = hashlib.blake2b((part / "tensors.safetensors").read_bytes() + text.encode()).hexdigest()
-        (part / "hash").write_text(digest)
-        for file in part.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+        if shards is not None:
+            os.replace(shards, part / "shards")
+        (part / "hash").write_text(_digest(part, text))
+        for file in part.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
     except OSError as error:
@@ -96,14 +101,22 @@ def save_tree(tree: Any, folder: Path) -> None:
         raise
 
 
+def _digest(folder: Path, text: str) -> str:
+    """The hash of a tree's files."""
+    digest = hashlib.blake2b((folder / "tensors.safetensors").read_bytes() + text.encode())
+    for file in sorted((folder / "shards").glob("*")) if (folder / "shards").is_dir() else ():
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def load_tree(folder: Path, device: Any = "cpu") -> Any:
     """Read what `save_tree` wrote. Raises ValueError if a byte of it changed since."""
     from safetensors.torch import load
 
-    raw, text = (folder / "tensors.safetensors").read_bytes(), (folder / "tree.json").read_text()
-    if hashlib.blake2b(raw + text.encode()).hexdigest() != (folder / "hash").read_text():
+    text = (folder / "tree.json").read_text()
+    if _digest(folder, text) != (folder / "hash").read_text():
         raise ValueError(f"{folder} is damaged")
-    tensors = load(raw)
+    tensors = load((folder / "tensors.safetensors").read_bytes())
 
     def back(value: Any) -> Any:
         if not isinstance(value, dict):
@@ -121,53 +134,122 @@ def load_tree(folder: Path, device: Any = "cpu") -> Any:
 
 
 class Checkpoints:
-    """The checkpoints of one training: the two newest are kept, a damaged one is passed over with a warning."""
+    """The checkpoints of one training: the two newest are kept, a damaged one is passed over with a warning.
 
-    def __init__(self, folder: Path | None, every: float) -> None:
+    The state is copied and written by a thread, so that the training goes on meanwhile; a write that fails is told at
+    the next save or at the end. Sharded states are written by all processes together, and are waited for.
+    """
+
+    def __init__(self, folder: Path | None, every: float, team: Any = None) -> None:
         self.folder, self.every, self.saved = folder, every, time.monotonic()
+        self.team = team
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.writing: Future[None] | None = None
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        return None
+    def __exit__(self, kind: Any, *error: Any) -> None:
+        try:
+            self._written()
+        except Bad:
+            if kind is None:  # else the error that ended the training is the one to tell
+                raise
+        finally:
+            self.pool.shutdown(wait=True)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process decides and writes."""
+        return self.team is None or self.team.leads
 
     def last(self) -> Path | None:
         """The newest checkpoint there is."""
+        self._written()
         found = self._found()
         return found[-1] if found else None
 
     def _found(self) -> list[Path]:
         return [] if self.folder is None else sorted(self.folder.glob("step-*"))
 
-    def newest(self, device: Any) -> dict[str, Any] | None:
-        """The newest whole state, or None."""
+    def newest(self, device: Any, spread: bool = False) -> dict[str, Any] | None:
+        """The newest whole state, or None. `spread`: the training's weights are spread over processes now."""
         for path in reversed(self._found()):
             try:
-                return load_tree(path, device)
+                tree = load_tree(path, device)
+                if (path / "shards").is_dir():
+                    from trainlore import sharding
+
+                    room = sharding.places(tree, self.team, spread)
+                    sharding.read_shards(room, str(path / "shards"))
+                    tree = sharding.joined(tree, room)
+                elif spread:
+                    raise Bad(f"{path} was written by a training on one process: go on with it on one, or start anew")
+                return tree
+            except Bad:
+                raise
             except (OSError, ValueError, KeyError) as error:
                 import warnings
 
                 warnings.warn(f"checkpoint {path} cannot be read ({error}); going on from the one before", stacklevel=2)
         return None
 
-    def maybe(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Save if enough time has passed."""
-        if self.folder is not None and time.monotonic() - self.saved > self.every:
-            self.save(state)
+    def due(self) -> bool:
+        """Whether enough time has passed since the last one."""
+        return self.folder is not None and self.leads and time.monotonic() - self.saved > self.every
 
     def save(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Save now."""
+        """Save now; the writing may go on beside the training."""
         if self.folder is None:
             return
+        from trainlore.spikes import copied
+
+        self._written()
+        self.saved = time.monotonic()
         tree = state()
-        save_tree(tree, self.folder / f"step-{tree['t']:010d}")
+        place = self.folder / f"step-{tree['t']:010d}"
+        if self.team is not None and self.team.size > 1:
+            from trainlore import sharding
+
+            shards: dict[str, Any] = {}
+            tree = sharding.parted(tree, shards)
+            if shards:
+                self._together(tree, shards, place)
+                return
+        if self.leads:
+            self.writing = self.pool.submit(self._write, copied(tree), place)
+
+    def _together(self, tree: Any, shards: dict[str, Any], place: Path) -> None:
+        from trainlore import sharding
+
+        aside = place.with_name(f".{place.name}.shards.part")
+        if self.leads:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        self.team.wait()
+        sharding.write_shards(shards, str(aside))
+        self.team.wait()
+        if self.leads:
+            save_tree(tree, place, shards=aside)
+            self._pruned()
+        self.team.wait()
+
+    def _write(self, tree: Any, place: Path) -> None:
+        save_tree(tree, place)
+        self._pruned()
+
+    def _pruned(self) -> None:
         for old in self._found()[:-2]:
             shutil.rmtree(old, ignore_errors=True)
-        self.saved = time.monotonic()
+
+    def _written(self) -> None:
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
 
     def clear(self) -> None:
         """Forget them: the step is finished."""
+        self._written()
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -94,6 +94,8 @@ class Part:
     gives: ClassVar[Mapping[str, str]] = {}  # the batch columns it adds or turns into something else
     rowwise: ClassVar[bool] = True  # its loss is one value a row or token
     known: ClassVar[Mapping[str, str]] = {}  # laws it is known to break, each with the reason
+    alone: ClassVar[str] = ""  # why it runs on one process only, if it does
+    sharded: ClassVar[bool] = False  # its reach for the weights holds where each process has a share of every weight
 
     def start(self, loop: Any) -> dict[str, Any]:
         """All state of the part; the engine saves it and hands it to every slot."""

@@ -184,7 +184,7 @@ def test_nouns_of_the_wrong_kind():
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"batch_size": -3}, "batch_size must be at least 1, not -3"),
-        ({"precision": "fp17"}, "precision is fp32, bf16 or auto, not 'fp17'"),
+        ({"precision": "fp17"}, "precision is fp32, bf16, fp16 or auto, not 'fp17'"),
         ({"steps": 0}, "steps must be above 0, not 0"),
         ({"steps": None, "tokens": "many"}, "'many' is not an amount: write 3000, 10k, 2M"),
         ({"steps": None, "tokens": "1M"}, "a budget in tokens needs token rows; give steps, epochs or rows"),

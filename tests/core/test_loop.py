@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from trainlore.errors import Bad
-from trainlore.loop import Diverged
 from trainlore.nouns import Data
 from trainlore.nouns.hugging import preset
 from trainlore.runs import Run
 from trainlore.slots import Clash
+from trainlore.spikes import Diverged
 from trainlore.verbs import Part, method
 from trainlore.worlds import tiny
 

@@ -10,8 +10,8 @@ import torch
 import transformers as hf
 
 from trainlore.errors import Bad
-from trainlore.loop import prepared
 from trainlore.nouns import Data, Model
+from trainlore.readiness import prepared
 from trainlore.runs import Run
 from trainlore.worlds import two_domains
 

@@ -193,10 +193,10 @@ def conduct(
         metric=race.metric,
         environment=environment(),
     )
-    shared = made.share()
-    _look_at_rows(made)
     try:
         with workers(how.on, jobs) as run:
+            shared = made.share()
+            _look_at_rows(made)
             _stages(made, run, ask, jobs)
     except KeyboardInterrupt:
         made.write(state="interrupted")

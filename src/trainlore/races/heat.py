@@ -17,12 +17,19 @@ from trainlore.errors import Bad
 FINISHED, PAUSED, FAILED = "finished", "paused", "failed"
 
 
+def warm() -> None:
+    """Import what every heat needs."""
+    import transformers  # noqa: F401
+
+    import trainlore.loop  # noqa: F401
+
+
 def run(task: dict[str, Any]) -> dict[str, Any]:
     """Run the heat that `task` describes (see `conduct.task_of`), or go on with it; give what heat.json holds."""
     import torch
 
-    from trainlore.loop import Diverged
     from trainlore.memory import keep_freed
+    from trainlore.spikes import Diverged
 
     folder = Path(task["folder"])
     if (done := ended(folder)) is not None:

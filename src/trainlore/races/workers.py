@@ -41,10 +41,17 @@ def workers(on: str, jobs: int) -> Iterator[Callable[[Iterable[dict[str, Any]], 
     # One process a slot, each in a pool of its own: one that dies takes only its own heat with it.
     slots: dict[int, ProcessPoolExecutor | None] = dict.fromkeys(range(jobs))
 
+    def started() -> ProcessPoolExecutor:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by the libraries when the process starts
+        return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent)
+
+    for slot in slots:  # imports take seconds, and what all heats share is made meanwhile
+        slots[slot] = started()
+        slots[slot].submit(heats.warm)  # type: ignore[union-attr]
+
     def submit(slot: int, task: dict[str, Any]) -> Future:
         if (pool := slots[slot]) is None:
-            os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by the libraries when the process starts
-            pool = slots[slot] = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent)
+            pool = slots[slot] = started()
         try:
             return pool.submit(heats.run, task)
         except BrokenProcessPool:  # it died between two heats

@@ -74,6 +74,7 @@ class EMA(Part):
     ranges = {"decay": [0.9, 0.999]}
     null = {"decay": 0.0}
     tiny = {"world": "digits", "decay": 0.9}
+    sharded = True
 
     def start(self, loop):
         if not 0 <= self.decay < 1:
@@ -101,7 +102,7 @@ def _wide(v: Tensor) -> Tensor:
 
 
 def _place(v: Tensor) -> tuple[int, torch.Size]:
-    return v.data_ptr(), v.shape
+    return getattr(v, "_local_tensor", v).data_ptr(), v.shape  # of a weight shared out, this process's share
 
 
 def _own(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,144 @@
+"""Several processes: the same batches and, to rounding, the same weights as one; whole models at the end; honest refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from processes.shards import trained
+from trainlore.checks import fitted, make, nouns_of
+from trainlore.errors import Bad
+from trainlore.team import Team, together
+from trainlore.verbs import Part, method
+
+HERE = Path(__file__).parent.parent / "processes"
+TOGETHER = (  # parts of every slot that is shared out: odds, draw, batch, forward, loss, penalty, gradient, rate, update, watch
+    *(
+        "curriculum",
+        "hard_batches",
+        "replay",
+        "mixup",
+        "uda",
+        "kd",
+        "label_smoothing",
+        "ewc",
+        "sam",
+        "clip",
+        "wsd",
+        "granet",
+    ),
+    *("half_fine_tuning", "ema", "dpo", "rs2", "block_movement"),
+)
+
+
+def torchrun(script: str, *arguments: str, processes: int = 2) -> None:
+    where = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run([*start, *arguments] if not script else [*start, str(HERE / script), *arguments], env=where, capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    out = tmp_path_factory.mktemp("two") / "parts.pt"
+    torchrun("parts_together.py", str(out), "6", "8", *TOGETHER, "fast_ibp")
+    return torch.load(out, weights_only=True)
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_two_processes_give_the_weights_of_one(found, name):
+    nouns = nouns_of(name)
+    model, run = fitted(name, make(name, nouns), nouns=nouns, steps=6, batch_size=8, lr=1e-3)
+    for key, value in found[name]["weights"].items():
+        torch.testing.assert_close(value, model.net.state_dict()[key], rtol=1e-3, atol=2e-5)
+    assert found[name]["work"] == pytest.approx(run.meter.work, rel=0.01)  # shared out, not done twice
+
+
+def test_parts_that_must_be_alone_say_so_before_anything_runs(found):
+    assert "one process only" in found["fast_ibp"]["refused"]
+
+    @method(name="whole_batch", title="", family="x", year=0, status="draft")
+    class WholeBatch(Part):
+        rowwise = False
+
+    @method(name="own_gradient", title="", family="x", year=0, status="draft")
+    class OwnGradient(Part):
+        def gradient(self, loop, s):
+            raise AssertionError
+
+    team = Team()
+    team.size = 2
+    for part in (WholeBatch(), OwnGradient()):
+        with pytest.raises(Bad, match="one process only"):
+            together([part], team)
+    with pytest.raises(Bad, match="cannot be shared"):
+        team.share({"row": torch.arange(1)})
+
+
+def test_shares_are_the_batch_and_no_row_twice():
+    batch = {"row": torch.arange(7), "x": torch.randn(7, 3), "table": torch.randn(4)}
+    shares = []
+    for rank in range(3):
+        team = Team()
+        team.rank, team.size = rank, 3
+        shares.append(team.share(batch))
+    assert torch.equal(torch.cat([s["row"] for s in shares]), batch["row"])
+    assert torch.equal(torch.cat([s["x"] for s in shares]), batch["x"])
+    assert all(torch.equal(s["table"], batch["table"]) for s in shares)
+
+
+def test_weights_shared_out_come_back_whole_and_resume_at_any_number_of_processes(tmp_path):
+    torchrun("shards.py", str(tmp_path))
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    alone = trained(shard=False).net.state_dict()
+    assert found["whole"]["weights"].keys() == alone.keys() and found["whole"]["tied"]
+    for key, value in alone.items():
+        torch.testing.assert_close(found["whole"]["weights"][key], value, rtol=1e-3, atol=2e-5)
+        assert torch.equal(found["resumed"]["weights"][key], found["whole"]["weights"][key])
+    assert "sam reaches for whole weights" in found["refused"]
+    files = [p.suffix for p in (tmp_path / "for_others").rglob("*") if p.is_file()]
+    assert ".safetensors" in files and not {".pt", ".bin", ".pkl", ".distcp"} & set(files)
+    for key, value in trained(folder=tmp_path / "for_others").net.state_dict().items():  # one process goes on
+        torch.testing.assert_close(value, alone[key], rtol=1e-3, atol=2e-5)
+
+
+RECIPE = """
+name: two
+seed: 3
+given: {pool: world:digits/noisy, test: world:digits/test, net: {model: mlp, width: 32}}
+steps:
+  - train: {model: $net, data: $pool, steps: 60, lr: 1e-2, precision: fp32, as: judge}
+  - el2n: {data: $pool, proxies: [$judge], keep: 0.8, as: kept}
+  - train: {model: $net, data: $kept, steps: 60, lr: 1e-2, precision: fp32, as: grown, with: [{ema: {decay: 0.9}}]}
+  - accuracy: {model: $grown, data: $test}
+"""
+
+
+def test_a_recipe_runs_on_two_processes_as_on_one(tmp_path):
+    (tmp_path / "two.yaml").write_text(RECIPE)
+    for n in (1, 2):
+        torchrun(
+            "",
+            "-m",
+            "trainlore",
+            "run",
+            str(tmp_path / "two.yaml"),
+            "--out",
+            str(tmp_path / f"{n}/run"),
+            "-q",
+            processes=n,
+        )
+    one, two = (json.loads((tmp_path / f"{n}/run/run.json").read_text())["steps"] for n in (1, 2))
+    assert [s["name"] for s in two] == [s["name"] for s in one] and len(two) == 4
+    assert two[1]["data"]["rows"] == one[1]["data"]["rows"]
+    assert (tmp_path / "2/run/report.html").exists()
+    values = [
+        list(s[-1]["report"].values()) if isinstance(s[-1]["report"], dict) else s[-1]["report"] for s in (one, two)
+    ]
+    assert json.dumps(values[0])[:40] == json.dumps(values[1])[:40]
