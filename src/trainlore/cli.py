@@ -551,6 +551,36 @@ def export(
 
 
 @app.command()
+def compress(
+    source: Annotated[Path, typer.Argument(help="A run folder or a Hugging Face folder.")],
+    data: Annotated[
+        str, typer.Option(help="Rows of the kind the model reads: a path, world:NAME/PART or hub:OWNER/NAME.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    to: Annotated[str, typer.Option(help="Bits a weight at most, on average: 4bit.")] = "4bit",
+    goal: Annotated[str, typer.Option(help='What it may cost: "loss +1 %" or "loss +0.02".')] = "loss +1 %",
+    rows: Annotated[int, typer.Option(help="Calibration rows.")] = 64,
+    model: Annotated[str | None, typer.Option(help="The name of a model of the run (default: the last one).")] = None,
+    force: Annotated[bool, typer.Option(help="Replace what an earlier search wrote.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what came of it.")] = False,
+) -> None:
+    """Search methods and bits a layer for the smallest model within a goal; a quarter of the rows judges."""
+    from trainlore import compressing, single
+    from trainlore.nouns import Data
+
+    found = single.model_in(source, model)
+    record = compressing.compress(
+        found, Data.of(data), to, goal, out, rows, force, tell=(lambda text: None) if quiet else say
+    )
+    best = next(p for p in record["points"] if p["name"] == record["chosen"])
+    say(
+        f"[bold]{best['name']}[/bold]: {best['bytes'] / 1e6:,.2f} MB instead of {record['bytes_before'] / 1e6:,.2f}, "
+        f"loss {best['change']:+.4f} ± {best['stderr']:.4f}; the front is in {esc(out / 'report.html')}"
+    )
+    say(f"[dim]pack it: trainlore export {esc(out / 'model')} --to PLACE --format compressed-tensors[/dim]")
+
+
+@app.command()
 def env(as_json: AsJson = False) -> None:
     """Say what numbers made here depend on: versions, device, cores, precision."""
     from trainlore.execute import environment

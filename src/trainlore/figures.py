@@ -292,3 +292,26 @@ def _dots(title: str, dots: list[str], group: list[int], colours: list[str], leg
     words = " ".join(f'<span class="of">{one}</span>' for one in legend)
     title = html.escape(title)
     return f'<figure role="img" aria-label="{title}">{svg}<figcaption><b>{title}</b> {words}</figcaption></figure>'
+
+
+@_styled
+def sizes(record: dict[str, Any]) -> str:
+    """Size against change of loss, a point a form that was tried, the goal as a line and the front joined."""
+    figure, (ax,) = _axes(8.5, 3.6)
+    points, front = record["points"], set(record["front"])
+    for at, method in enumerate(dict.fromkeys(p["method"] for p in points)):
+        mine = [p for p in points if p["method"] == method]
+        x, y = [p["bytes"] / 1e6 for p in mine], [p["change"] for p in mine]
+        colour = COLOURS[at % len(COLOURS)]
+        ax.errorbar(x, y, [p["stderr"] for p in mine], fmt="o", markersize=5, color=colour, label=_label(method))
+    best = sorted((p for p in points if p["name"] in front), key=lambda p: p["bytes"])
+    ax.plot([p["bytes"] / 1e6 for p in best], [p["change"] for p in best], color=INK, linewidth=0.8, alpha=0.6)
+    chosen = next(p for p in points if p["name"] == record["chosen"])
+    ax.plot([chosen["bytes"] / 1e6], [chosen["change"]], marker="o", markersize=13, fillstyle="none", color=INK)
+    ax.axhline(record["allowed"], color=INK, linewidth=0.8, linestyle="--")
+    ax.annotate(" the goal", (ax.get_xlim()[1], record["allowed"]), fontsize=8, va="bottom", ha="right", color=INK)
+    ax.set_yscale("symlog", linthresh=max(1e-4, record["allowed"]))
+    ax.set_xlabel("MB")
+    ax.set_ylabel("change of loss")
+    ax.legend(frameon=False, fontsize=8)
+    return _svg(figure, "Size and quality of every form tried; the ring is the smallest within the goal")

@@ -22,7 +22,7 @@ GROUP = "trainlore.methods"
 VERBS = ("Curate", "Shape", "Fit", "Measure", "Part")
 LITERALS = ("needs", "gives", "null", "tiny", "ranges", "rowwise", "keeps", "known", "tolerance", "alone", "sharded")
 RANGES = re.compile(
-    r"^    (?:ranges|alone|sharded) = .*\n", re.M
+    r"^    (?:ranges = |alone = \"|sharded = True).*\n", re.M
 )  # where others may look for better values: no part of what was measured
 
 

@@ -390,8 +390,10 @@ def _skeleton(form: dict[str, Any]) -> Any:
     from trainlore.randomness import global_streams
 
     cls, config = getattr(transformers, form["class"]), json.loads(form["config"])
+    from trainlore.primitives.shrinking import shaped
+
     with global_streams(0, "skeleton"):
-        return cls(cls.config_class(**config))
+        return shaped(cls(cls.config_class(**config)))
 
 
 def _get_model(folder: Path) -> Model:

@@ -361,3 +361,19 @@ def test_trainlore_json_of_a_model_is_json(llama, tmp_path):
     assert json.loads((tmp_path / "m" / "trainlore.json").read_text())["kind"] == "causal"
     assert (tmp_path / "m" / "README.md").read_text() == "# mine\n"
     assert pa.types.is_large_list(llama.encode(Data.of(["a"])).table["input_ids"].type)
+
+
+def test_a_model_whose_blocks_differ_is_saved_stored_and_loaded(tmp_path):
+    from trainlore.methods.compress.prune.ziplm import ZipLM
+    from trainlore.store import Store
+    from trainlore.worlds.tiny import world
+
+    at = world("text")
+    small = ZipLM(speedup=1.6, rows=16, by="work", tolerance=99.0)(at["teacher"].copy(), at["data"])
+    assert small.size < at["teacher"].size
+    ids = {"input_ids": torch.arange(2, 12)[None], "attention_mask": torch.ones(1, 10).long()}
+    want = small(ids)
+    Store(tmp_path / "store").put("key", small, {"record": {}})
+    for other in (Model.of(str(small.save(tmp_path / "m"))), Store(tmp_path / "store").get("key")):
+        assert other.size == small.size
+        torch.testing.assert_close(other(ids), want)

@@ -44,6 +44,8 @@ def load(source: Any, kind: str | None, seed: int, remote_code: bool) -> Model:
         return preset(source.removeprefix("preset:"), seed=seed)
     import transformers
 
+    from trainlore.primitives.shrinking import KEPT, cutting
+
     classes = {
         "causal": transformers.AutoModelForCausalLM,
         "masked": transformers.AutoModelForMaskedLM,
@@ -88,7 +90,10 @@ def load(source: Any, kind: str | None, seed: int, remote_code: bool) -> Model:
     how = {"use_safetensors": True, "trust_remote_code": remote_code, "local_files_only": local}
     try:
         with global_streams(seed, "weights"):
-            net, info = cls.from_pretrained(name, output_loading_info=True, **how)
+            made = cutting(cls) if getattr(config, KEPT, None) else cls  # blocks that differ: see primitives.shrinking
+            net, info = made.from_pretrained(name, output_loading_info=True, **how)
+            if made is not cls:
+                net.__class__ = cls
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise Bad(f"the model in {name} does not load: {_first(error)}") from None
     if own and (lost := sorted(info["missing_keys"])):
@@ -194,6 +199,10 @@ def save(model: Model, folder: Path, card: str) -> Path:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "trainlore.json").exists()):
         raise Bad(f"{folder} is there and is no model saved by trainlore, so it is not replaced: choose another place")
     if odd := _odd(model.net):
+        if any(word in f".{odd}." for word in (".reads.", ".probabilities.")):
+            raise Bad(
+                f"the network rounds what it reads ({odd}), which a Hugging Face directory cannot hold: save it before that step"
+            )
         raise Bad(f"the network is no longer what its config says ({odd}): `fold` it before it is saved")
     part = folder.resolve().with_name(folder.resolve().name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -226,8 +235,10 @@ def _odd(net: nn.Module) -> str:
     Adapters of peft are saved as such, in peft's own format."""
     if not type(net).__module__.startswith("transformers.") or getattr(net, "_hf_peft_config_loaded", False):
         return ""
+    from trainlore.primitives.shrinking import shaped
+
     with torch.device("meta"):
-        anew = type(net)(copy.deepcopy(net.config))  # type: ignore[call-arg]
+        anew = shaped(type(net)(copy.deepcopy(net.config)))  # type: ignore[call-arg]
     fresh = {k: v.shape for k, v in anew.state_dict().items()}
     mine = {k: v.shape for k, v in net.state_dict().items()}
     return next((k for k in {**fresh, **mine} if fresh.get(k) != mine.get(k)), "")

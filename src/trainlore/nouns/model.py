@@ -152,7 +152,7 @@ class Model:
         digest = hashlib.blake2b(f"{self.kind} {type(self.net).__name__}".encode(), digest_size=16)
         for name, value in self.net.state_dict().items():
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
         trains = [n for n, p in self.net.named_parameters() if p.requires_grad]
         digest.update(repr(trains).encode())
         if self.tokenizer is not None:

@@ -59,6 +59,30 @@ class Written(nn.Module):
         return layer
 
 
+class Beside(nn.Module):
+    """Says W + B A for a `Written` layer: a weight that stays as it is, and two thin matrices beside it that are trained."""
+
+    def __init__(self, weight: Tensor, up: Tensor, down: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)  # (out, in), with nothing written to it
+        self.up, self.down = (nn.Parameter(t.detach().to(weight.dtype)) for t in (up, down))  # (out, r), (r, in)
+
+    def forward(self) -> Tensor:
+        return self.weight + self.up @ self.down
+
+
+def put_beside(net: nn.Module, path: str, up: Tensor, down: Tensor) -> None:
+    """Let the linear layer at `path` add up (out, r) @ down (r, in) to its weight, which is frozen; `fold` makes them one."""
+    layer = net.get_submodule(path)
+    weight = layer.weight.T.contiguous() if turned(layer) else layer.weight
+    made = Written(layer, Beside(weight, up, down))
+    if (reads := getattr(layer, "reads", None)) is not None:  # what it reads is rounded, and stays so
+        from trainlore.primitives.activations import read_rounded
+
+        read_rounded(made, reads)
+    replace(net, path, made)
+
+
 def turned(layer: nn.Module) -> bool:
     """Whether the layer keeps its weight as (in, out): transformers' Conv1D, of GPT-2, does."""
     return type(layer).__name__ == "Conv1D"

@@ -70,6 +70,7 @@ class PSKD(Part):
     ranges = {"alpha": [0.2, 0.95]}
     null = {"alpha": 0.0}
     tiny = {"world": "digits"}
+    alone = "it remembers something of every row in its loss, and each process would know its own rows only"
     known = {"acts": "it softens nothing in the first epoch, and the law's 12 steps are less than one"}
 
     def start(self, loop):

@@ -93,6 +93,7 @@ class ProgressivePurification(Part):
 
     null = None  # the rows have no loss but this one
     tiny = {"world": "digits", "doubts": "$teacher", "doubt": 0.001, "warm_up": 0.2, "window": 1, "threshold": 0.1}
+    alone = "it remembers something of every row in its loss, and each process would know its own rows only"
 
     def start(self, loop: Any) -> dict[str, Any]:
         if not 0 <= self.threshold < 1 or self.growth < 0 or self.warm_up < 0 or self.window < 1:

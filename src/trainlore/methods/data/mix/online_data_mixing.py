@@ -93,6 +93,7 @@ class OnlineDataMixing(Part):
     ranges = {"smooth": [0.5, 0.99]}
     null = {"warmup": 1.0}
     tiny = {"world": "text", "warmup": 0.1}
+    alone = "it remembers something of every row in its loss, and each process would know its own rows only"
 
     def start(self, loop) -> dict:
         if not 0 <= self.smooth < 1 or not 0 <= self.warmup <= 1:

@@ -81,6 +81,7 @@ class FeasibleLearning(Part):
     ranges = {"bound": [0.1, 2.0, "log"], "dual_lr": [0.001, 0.1, "log"]}
     null = {"dual_lr": 0.0, "initial": 1.0}
     tiny = {"world": "digits", "dual_lr": 0.1}
+    alone = "it remembers something of every row in its loss, and each process would know its own rows only"
 
     def start(self, loop: Any) -> dict[str, Any]:
         for name in ("bound", "dual_lr", "relax", "initial"):
