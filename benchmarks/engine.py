@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from trainlore import runs
+from trainlore.memory import keep_freed
 from trainlore.nouns import Data, Model
 from trainlore.nouns.hugging import preset
 from trainlore.primitives.sampling import Sampler
@@ -109,7 +110,7 @@ def packer(n: int = 40_000, window: int = 1024) -> None:
         packed = pack_dataset(theirs, window, strategy="bfd_split")
         theirs_s.append(time.perf_counter() - start)
     kept = sum(len(r) for r in packed["input_ids"])
-    mine = int(made.lists("input_ids")[1][-1])
+    mine = int((made["segment_ids"] >= 0).sum())
     print(
         f"packing {n:,} documents into {window}: {n / statistics.median(ours_s):,.0f} rows a second, fill {mine / (len(made) * window):.4f}, {mine - total:+d} tokens; "
         f"trl bfd_split {n / statistics.median(theirs_s):,.0f}, fill {kept / (len(packed) * window):.4f}, {kept - total:+d} tokens: {statistics.median(theirs_s) / statistics.median(ours_s):.2f} times its speed"
@@ -157,6 +158,7 @@ def _words():
 if __name__ == "__main__":
     assert Model
     torch.set_num_threads(2)
+    keep_freed()  # as the command line does; both sides have it
     asked = sys.argv[1:] or ["sampler", "checkpoints", "packing", "sft"]
     for name in asked:
         {"sampler": sampler, "checkpoints": checkpoints, "packing": packer, "sft": sft}[name]()

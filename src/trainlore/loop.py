@@ -226,6 +226,7 @@ def fit(
     guard = Guard(spikes, run.folder if team.leads else None)
     net.train()
     with ExitStack() as open_:
+        open_.enter_context(torch.enable_grad())  # whoever asks for a training, in whatever mode
         open_.enter_context(run.meter.running())
         open_.enter_context(here.running())
         bar = open_.enter_context(run.bar(total if limit is None else None, "train"))

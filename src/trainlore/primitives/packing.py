@@ -14,8 +14,6 @@ from trainlore.errors import Bad
 if TYPE_CHECKING:
     from trainlore.nouns import Data, Model
 
-BLOCK = 1 << 22  # tokens moved at a time
-
 
 @dataclass(frozen=True)
 class Packing:
@@ -135,33 +133,31 @@ def lay_out(
     predicted. Segments count from 0 along a row and are -1 at padding; positions start anew in each segment; labels
     are -100 at padding and at the first token of a segment, which nothing before it could predict.
     """
-    shape = packing.rows * packing.length
-    out = {
-        "input_ids": np.full(shape, pad, np.int32),
-        "labels": np.full(shape, -100, np.int32),
-        "segment_ids": np.full(shape, -1, np.int32),
-        "position_ids": np.zeros(shape, np.int32),
-    }
-    order = np.lexsort((packing.at, packing.row))
-    first = np.r_[True, np.diff(packing.row[order]) > 0][: len(order)]
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order)) - np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
-    source, target = offsets[packing.doc] + packing.start, packing.row * packing.length + packing.at
-    ends = np.cumsum(packing.size)
-    begin = 0
-    while begin < len(ends):  # a bounded number of tokens at a time: the index arrays are eight bytes a token
-        before = int(ends[begin - 1]) if begin else 0
-        end = max(begin + 1, int(np.searchsorted(ends, before + BLOCK, side="right")))
-        size = packing.size[begin:end]
-        within = np.arange(int(ends[end - 1]) - before) - np.repeat(ends[begin:end] - size - before, size)
-        src, dst = np.repeat(source[begin:end], size) + within, np.repeat(target[begin:end], size) + within
-        out["input_ids"][dst] = tokens[src]
-        out["labels"][dst] = (tokens if labels is None else labels)[src]
-        out["segment_ids"][dst] = np.repeat(rank[begin:end], size)
-        out["position_ids"][dst] = within
-        begin = end
-    out["labels"][target] = -100
-    return {name: column.reshape(packing.rows, packing.length) for name, column in out.items()}
+    length, blank = (
+        packing.length,
+        packing.length - np.bincount(packing.row, packing.size, packing.rows).astype(np.int64),
+    )
+    short = np.flatnonzero(blank)  # rows with room left: a piece of padding fills each up
+    row, at = np.r_[packing.row, short], np.r_[packing.at, length - blank[short]]
+    order = np.lexsort((at, row))
+    size = np.r_[packing.size, blank[short]][order]
+    real = order < len(packing.size)
+    first = np.r_[True, np.diff(row[order]) > 0][: len(order)]
+    rank = np.arange(len(order)) - np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+    start = np.where(real, np.r_[offsets[packing.doc] + packing.start, np.zeros(len(short), np.int64)][order], 0)
+
+    def laid(buffer: np.ndarray, begin: np.ndarray, filling: int) -> np.ndarray:
+        """Pieces of a buffer one after the other, each copied whole, the filling where there is no document."""
+        empty, buffer = np.full(length, filling, np.int32), np.asarray(buffer, np.int32)
+        pieces = zip(real.tolist(), begin.tolist(), (begin + size).tolist(), strict=True)
+        return np.concatenate([buffer[a:b] if there else empty[: b - a] for there, a, b in pieces])
+
+    out = {"input_ids": laid(tokens, start, pad)}
+    out["labels"] = laid(tokens if labels is None else labels, start, -100)
+    out["labels"][(row * length + at)[order][real]] = -100
+    out["segment_ids"] = np.repeat(np.where(real, rank, -1).astype(np.int32), size)
+    out["position_ids"] = laid(np.arange(length), np.zeros_like(start), 0)
+    return {name: column.reshape(packing.rows, length) for name, column in out.items()}
 
 
 def pack_rows(
