@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: run test evidence bench docs lint generate clean
+.PHONY: run test nightly evidence bench docs lint generate clean
 
 .venv/.run: pyproject.toml constraints.txt
 	@test -d .venv || $(PYTHON) -m venv .venv
@@ -25,6 +25,10 @@ run: .venv/.run  ## a whole life of a small model on real text, at most six minu
 
 test: .venv/.test  ## the laws, the formulas, the quick claims
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+nightly: .venv/.test  ## what is too slow for every change: more kills, all pairs, the laws in other precisions and compiled
+	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+	$(BIN)/python -m pytest -n 2 tests/test_laws.py -k test_pair --all-pairs $(ARGS)
 
 evidence: .venv/.test  ## every claim at full seeds, resumable; writes results/
 	$(BIN)/python tools/evidence.py $(ARGS)

@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all-pairs", action="store_true", help="try every ordered pair of parts, not one in seven")
+    parser.addoption("--all-pairs", action="store_true", help="try every ordered pair of parts, not one in thirteen")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -212,25 +212,25 @@ def acts(name: str) -> None:
     _must(not run.effects[-1]["dead"], f"{name} did nothing: {run.effects[-1]}")
 
 
-def null_is_nothing(name: str) -> None:
+def null_is_nothing(name: str, **how: Any) -> None:
     """At its null it changes no bit of the training."""
     null = load(name).null  # type: ignore[attr-defined]
     if null is None:
         return
     nouns = nouns_of(name)
-    with_null, _ = fitted(name, make(name, nouns, **null), nouns=nouns)
-    without, _ = fitted(name, nouns=nouns_of(name))
+    with_null, _ = fitted(name, make(name, nouns, **null), nouns=nouns, **how)
+    without, _ = fitted(name, nouns=nouns_of(name), **how)
     _must(fingerprint(with_null) == fingerprint(without), f"{name} at its null {null} changes the training")
 
 
-def resumes(name: str) -> None:
+def resumes(name: str, **how: Any) -> None:
     """Stopped and gone on with, it ends with the same bits as never stopped."""
     nouns = nouns_of(name)
-    whole, _ = fitted(name, make(name, nouns), nouns=nouns)
+    whole, _ = fitted(name, make(name, nouns), nouns=nouns, **how)
     with tempfile.TemporaryDirectory() as folder:
         for until in (5, None):
             nouns = nouns_of(name)
-            part_way, _ = fitted(name, make(name, nouns), nouns=nouns, until=until, folder=Path(folder))
+            part_way, _ = fitted(name, make(name, nouns), nouns=nouns, until=until, folder=Path(folder), **how)
     _must(fingerprint(part_way) == fingerprint(whole), f"{name} does not resume to the same bits")
 
 

@@ -98,6 +98,7 @@ def run(
     strict: Annotated[bool, typer.Option(help="Fail when a part of a training did nothing.")] = False,
     on: On = "local",
     profile: Annotated[bool, typer.Option(help="Write a trace of a few steps of each training.")] = False,
+    report_to: Annotated[str, typer.Option(help="Trackers to tell as well: tensorboard, mlflow, wandb.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
 ) -> None:
     """Run a recipe: a model's whole life, step by step, with a report at the end.
@@ -113,7 +114,9 @@ def run(
     folder = out or Path("runs") / f"{_slug(made.spec.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     if out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise Bad("several processes need one folder: say --out FOLDER")
-    _run(made, folder, quiet, force=force, strict=strict, on=on, profile=profile)
+    from trainlore.reporting import named
+
+    _run(made, folder, quiet, force=force, strict=strict, on=on, profile=profile, report_to=named(report_to))
 
 
 @app.command()

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from trainlore import cluster, looking
+from trainlore import cluster, looking, reporting
 from trainlore import store as stores
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model, Report
@@ -52,12 +52,14 @@ def execute(
     heat: Heat | None = None,
     on: str = "local",
     profile: bool = False,
+    report_to: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Run every step; give the nouns by name. With `out`, keep everything in that folder and reuse finished steps.
 
     `heat`: what a race adds to a run that is one of many.
     `on`: where passes over very many rows run, "local" or "ray".
     `profile`: trainings write a trace of a few steps.
+    `report_to`: trackers that are told the numbers of trainings too: tensorboard, mlflow, wandb.
 
     Under `torchrun` all processes run every step, trainings share their batches out, and the first one writes.
     """
@@ -83,7 +85,8 @@ def execute(
         tuple[dict[str, Any], Noun, Noun]
     ] = []  # steps that narrowed their data, what they read and what they gave
     try:
-        with _interruptible(run), run.meter.running():
+        told = reporting.trackers(report_to if team.leads else (), folder or Path("."), recipe.spec.name)
+        with told as run.trackers, _interruptible(run), run.meter.running():
             for number, step in enumerate(recipe.steps, 1):
                 pool = nouns.get(step.wires.get("data", ""))
                 nouns[step.gives] = _one(run, book, store, number, step, nouns, strict, tell)

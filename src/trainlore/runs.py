@@ -46,6 +46,7 @@ class Run:
     label: str = ""  # the step that runs
     heat: Any = None  # what a race adds, if this run is one of many
     profile: bool = False  # whether trainings write a trace of a few steps into the folder
+    trackers: list[Any] = field(default_factory=list)  # who else is told the numbers of trainings; see reporting
     on: str = "local"  # where passes over more than a block of rows run: here, or on a "ray" cluster
     _fits: int = 0
 
@@ -182,6 +183,10 @@ class Run:
 
     def log(self, record: dict[str, Any], often: bool = True) -> None:
         """Append a record to the run's metrics.jsonl."""
+        if often:
+            numbers = {k: float(v) for k, v in record.items() if k != "t" and isinstance(v, int | float)}
+            for tell in self.trackers:
+                tell(self.label, int(record.get("t", 0)), numbers)
         if self.folder is not None and often:
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": self.label, **record}) + "\n")

@@ -67,6 +67,7 @@ def test_a_pass_on_ray_gives_the_same_scores_and_the_same_bill(small_blocks, on_
     assert bills[0] == bills[1] and bills[0]["forward"] > 0
 
 
+@pytest.mark.slow
 def test_hashing_on_ray_keeps_the_same_rows(small_blocks, on_ray):
     nouns = world("text")
     pick = DSIR(target=nouns["target"], keep=0.25, min_words=0)
@@ -84,6 +85,7 @@ def test_one_step_on_files_writes_the_same_file(small_blocks, on_ray, tmp_path):
     assert kept[0] == kept[1] and kept[0].count("\n") == 60
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_row_is_told_as_it_is_here(small_blocks, on_ray):
     rows = Data.of([*["a few words"] * 100, "word " * 5000])
     for on in ("local", "ray"):

@@ -29,8 +29,9 @@ def batches_of(run: Run, model: Model, data: Data, rows: int, size: int, *key: A
         raise Bad(f"rows={rows} and size={size} must be at least 1")
     if not len(data):
         raise Bad("there are no calibration rows: give data with at least one batch")
-    if min(rows, len(data)) < size:
-        raise Bad(f"{min(rows, len(data))} calibration rows are fewer than a batch of size={size}: lower `size`")
+    size = min(size, rows)
+    if len(data) < size:
+        raise Bad(f"{len(data)} calibration rows are fewer than a batch of size={size}: give more, or lower `size`")
     if model.input == "input_ids" and "input_ids" not in data.columns:
         data = model.encode(data, truncate=True)
     if model.input not in data.columns:

@@ -11,6 +11,7 @@ from math import ceil, log
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -289,13 +290,28 @@ def embeddings(run: Run, data: Data, encoder: Model | None, column: str, who: st
     if encoder is not None:
         found = run.embed(encoder, data).float()
     else:
-        points = data[column]
-        if getattr(points, "ndim", 0) != 2:
-            raise Bad(f"{who}: column={column!r} holds no vectors; name a column of embeddings or give an encoder")
-        found = torch.tensor(np.ascontiguousarray(points, dtype=np.float32))
+        found = _vectors(data, column, who)
     if bad := int((~found.sum(1).isfinite()).sum()):
         where = f"column={column!r}" if encoder is None else f"encoder={encoder!r}"
         raise Bad(f"{who}: {where} gives vectors with values that are not finite for {bad} of {len(found)} rows")
+    return found
+
+
+def _vectors(data: Data, column: str, who: str) -> Tensor:
+    """A column of vectors as one tensor of its own, filled a chunk of the table at a time: never held twice."""
+    kind = data.table.schema.field(column).type
+    if data.rows is not None or not pa.types.is_fixed_size_list(kind) or not pa.types.is_float32(kind.value_type):
+        points = data[column]
+        if getattr(points, "ndim", 0) != 2:
+            raise Bad(f"{who}: column={column!r} holds no vectors; name a column of embeddings or give an encoder")
+        return torch.tensor(np.ascontiguousarray(points, dtype=np.float32))
+    found, at = torch.empty(len(data), kind.list_size), 0
+    for chunk in data.table[column].chunks:
+        values = chunk.flatten().to_numpy(zero_copy_only=False)
+        if len(values) != len(chunk) * kind.list_size:
+            raise Bad(f"{who}: column={column!r} has rows without a vector: leave them out first")
+        found[at : at + len(chunk)].numpy()[:] = values.reshape(len(chunk), kind.list_size)
+        at += len(chunk)
     return found
 
 
