@@ -13,24 +13,8 @@ from trainlore.primitives.anatomy import bodies
 from trainlore.primitives.calibrating import batches_of
 from trainlore.primitives.grids import Grid, settle
 from trainlore.primitives.masks import weight_of, write
-from trainlore.primitives.shrinking import (
-    KEPT,
-    PARTS,
-    answers,
-    columns,
-    count,
-    cut_to,
-    cutting,
-    database,
-    fit_budget,
-    put,
-    sayable,
-    shaped,
-    shrink,
-    strayed,
-    timed,
-    weighted,
-)
+from trainlore.primitives.shrinking import KEPT, PARTS, columns, count, cutting, sayable, shaped, shrink
+from trainlore.primitives.sizing import answers, cut_to, database, fit_budget, put, strayed, timed, weighted
 from trainlore.runs import Run
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -10,7 +10,8 @@ from trainlore.methods.compress.prune.darwinlm import DarwinLM, stairs, switched
 from trainlore.nouns import Model
 from trainlore.primitives.anatomy import bodies
 from trainlore.primitives.calibrating import batches_of
-from trainlore.primitives.shrinking import answers, count, cut_to, database, shrink, strayed
+from trainlore.primitives.shrinking import count, shrink
+from trainlore.primitives.sizing import answers, cut_to, database, strayed
 from trainlore.runs import Run
 from trainlore.worlds.tiny import HOW, llama, world
 

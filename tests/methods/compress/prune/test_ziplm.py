@@ -13,7 +13,8 @@ from trainlore.nouns.hugging import preset
 from trainlore.primitives.anatomy import bodies
 from trainlore.primitives.calibrating import batches_of
 from trainlore.primitives.masks import weight_of
-from trainlore.primitives.shrinking import columns, count, database, shrink, timed
+from trainlore.primitives.shrinking import columns, count, shrink
+from trainlore.primitives.sizing import database, timed
 from trainlore.runs import Run
 from trainlore.worlds.tiny import world
 

@@ -10,7 +10,8 @@ from trainlore.nouns import Batch, Data, Model
 from trainlore.primitives.anatomy import Body, bodies
 from trainlore.primitives.calibrating import batches_of
 from trainlore.primitives.masks import share
-from trainlore.primitives.shrinking import PARTS, Site, answers, count, cut_to, database, put, strayed
+from trainlore.primitives.shrinking import PARTS, count
+from trainlore.primitives.sizing import Site, answers, cut_to, database, put, strayed
 from trainlore.runs import Run
 from trainlore.verbs import Fit, method
 

@@ -9,20 +9,8 @@ from trainlore.errors import Bad
 from trainlore.nouns import Batch, Data, Model
 from trainlore.primitives.anatomy import Body, bodies
 from trainlore.primitives.calibrating import batches_of
-from trainlore.primitives.shrinking import (
-    PARTS,
-    Site,
-    answers,
-    count,
-    cut_to,
-    database,
-    fit_budget,
-    put,
-    sayable,
-    strayed,
-    timed,
-    weighted,
-)
+from trainlore.primitives.shrinking import PARTS, count, sayable
+from trainlore.primitives.sizing import Site, answers, cut_to, database, fit_budget, put, strayed, timed, weighted
 from trainlore.runs import Run
 from trainlore.verbs import Fit, method
 
