@@ -24,11 +24,11 @@ run: .venv/.run  ## a whole life of a small model on real text, at most six minu
 	$(BIN)/trainlore run recipes/first_life.yaml $(if $(OUT),--out $(OUT))
 
 test: .venv/.test  ## the laws, the formulas, the quick claims
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 nightly: .venv/.test  ## what is too slow for every change: more kills, all pairs, the laws in other precisions and compiled
-	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
-	$(BIN)/python -m pytest -n 2 tests/test_laws.py -k test_pair --all-pairs $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests/test_laws.py -k test_pair --all-pairs $(ARGS)
 
 evidence: .venv/.test  ## every claim at full seeds, resumable; writes results/
 	$(BIN)/python tools/evidence.py $(ARGS)

@@ -334,7 +334,9 @@ def room(
         return  # nowhere near
     with meter.unpaid(), loop.run.global_rng("room"), cast:
         rows = to(loop.data.batch(longest(loop.data, 2), model), loop.device)
+        model.net.train(checkpoints)  # batch norms are not to count these rows; recomputing works in training only
         want = needed(model, rows, size, lambda b: L.rowwise(model.kind, b, model(b)), trained)
+        model.net.train()
     if want > free:
         raise Bad(
             f"a step would need about {want / 1e9:.1f} GB beyond the weights, and {free / 1e9:.1f} GB are free on "

@@ -175,3 +175,14 @@ def test_ahead_makes_each_batch_once_and_tells_errors():
     assert len(made) == len(set(made))
     with pytest.raises(Bad, match="workers"):
         Ahead(make, -1, False)
+
+
+def test_batches_from_several_threads_are_those_of_one_where_epochs_meet():
+    from trainlore.primitives.sampling import Sampler
+
+    def made(workers):
+        sampler = Sampler(10, lambda *key: torch.Generator().manual_seed(hash(key) % 2**31))
+        with Ahead(lambda t, n: {"row": torch.from_numpy(sampler.draw(t, n, None))}, workers, False, depth=4) as ahead:
+            return [ahead(t, 4)["row"].tolist() for t in range(60)]
+
+    assert made(4) == made(0)

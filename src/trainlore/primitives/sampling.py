@@ -35,9 +35,11 @@ class Sampler:
         return np.concatenate(picked)
 
     def _order(self, epoch: int) -> np.ndarray:
-        if self.epoch is None or self.epoch[0] != epoch:
-            self.epoch = epoch, torch.randperm(self.rows, generator=self.rng("epoch", epoch)).numpy()
-        return self.epoch[1]
+        held = self.epoch  # read once: batches are made in several threads
+        if held is None or held[0] != epoch:
+            held = epoch, torch.randperm(self.rows, generator=self.rng("epoch", epoch)).numpy()
+            self.epoch = held
+        return held[1]
 
     def _sums(self, odds: Tensor) -> tuple[np.ndarray, int]:
         """Cumulated odds, made again only when a part hands over another tensor."""
