@@ -16,7 +16,7 @@ import torch
 
 from trainlore import runs
 from trainlore.memory import keep_freed
-from trainlore.nouns import Data, Model
+from trainlore.nouns import Data
 from trainlore.nouns.hugging import preset
 from trainlore.primitives.sampling import Sampler
 from trainlore.registry import load
@@ -156,7 +156,6 @@ def _words():
 
 
 if __name__ == "__main__":
-    assert Model
     torch.set_num_threads(2)
     keep_freed()  # as the command line does; both sides have it
     asked = sys.argv[1:] or ["sampler", "checkpoints", "packing", "sft"]

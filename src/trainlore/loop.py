@@ -264,7 +264,7 @@ def fit(
                     run.interrupted,
                     saver.due(),
                 )
-                meter.elsewhere(everyone - (here.work - paid) if team.size > 1 else 0.0)
+                meter.elsewhere(everyone - (here.work - paid))
                 if why := guard.unusual(loss, trained):
                     if guard.policy == "roll_back":
                         restore(guard.back(loop.t, why, culprits(loop)))

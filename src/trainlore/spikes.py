@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainlore.errors import Bad
+from trainlore.store import copied
 
 POLICIES = ("ignore", "stop", "roll_back")
 WINDOW = 100  # steps that say what is usual
@@ -89,14 +90,3 @@ class Guard:
         """Go on from there; what was passed over since stays passed over."""
         self.losses, self.norms = deque(state["losses"], maxlen=WINDOW), deque(state["norms"], maxlen=WINDOW)
         self.skipped = sorted({*self.skipped, *state["skipped"]})
-
-
-def copied(tree: Any) -> Any:
-    """The tree with tensors of its own."""
-    if isinstance(tree, Tensor):
-        return tree.detach().clone()
-    if isinstance(tree, dict):
-        return {k: copied(v) for k, v in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(copied(v) for v in tree)
-    return tree

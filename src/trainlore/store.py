@@ -202,8 +202,6 @@ class Checkpoints:
         """Save now; the writing may go on beside the training."""
         if self.folder is None:
             return
-        from trainlore.spikes import copied
-
         self._written()
         self.saved = time.monotonic()
         tree = state()
@@ -448,3 +446,16 @@ def enter(root: Path, folder: Path, name: str, state: str, summary: dict[str, An
             "ended = excluded.ended, summary = excluded.summary",
             (folder.name, name, now, None if state == "running" else now, state, json.dumps(summary or {})),
         )
+
+
+def copied(tree: Any) -> Any:
+    """The tree with tensors of its own."""
+    from torch import Tensor
+
+    if isinstance(tree, Tensor):
+        return tree.detach().clone()
+    if isinstance(tree, dict):
+        return {k: copied(v) for k, v in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(copied(v) for v in tree)
+    return tree

@@ -14,7 +14,6 @@ from trainlore.errors import Bad
 from trainlore.methods.compress.prune.magnitude import Magnitude
 from trainlore.methods.compress.quantize.nearest import Nearest
 from trainlore.nouns import Model
-from trainlore.runs import Run
 from trainlore.worlds.tiny import world
 
 pytest.importorskip("compressed_tensors")
@@ -171,4 +170,3 @@ def test_a_missing_runtime_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib, "import_module", gone)
     with pytest.raises(Bad, match=r"needs the package gguf: pip install 'trainlore\[export\]'"):
         exports.write(llama(), tmp_path / "out", "gguf")
-    assert Run(0).seed == 0

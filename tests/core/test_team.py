@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from processes import parts_together
 from processes.shards import trained
-from trainlore.checks import fitted, make, nouns_of
 from trainlore.errors import Bad
 from trainlore.execute import execute
 from trainlore.recipe import read
@@ -35,7 +35,7 @@ TOGETHER = (  # parts of every slot that is shared out: odds, draw, batch, forwa
         "wsd",
         "granet",
     ),
-    *("half_fine_tuning", "ema", "dpo", "rs2", "block_movement"),
+    *("half_fine_tuning", "ema", "dpo", "rs2", "block_movement", "lora"),
 )
 
 
@@ -55,8 +55,7 @@ def found(tmp_path_factory):
 
 @pytest.mark.parametrize("name", TOGETHER)
 def test_two_processes_give_the_weights_of_one(found, name):
-    nouns = nouns_of(name)
-    model, run = fitted(name, make(name, nouns), nouns=nouns, steps=6, batch_size=8, lr=1e-3)
+    model, run = parts_together.trained(name, 6, 8)
     for key, value in found[name]["weights"].items():
         torch.testing.assert_close(value, model.net.state_dict()[key], rtol=1e-3, atol=2e-5)
     assert found[name]["work"] == pytest.approx(run.meter.work, rel=0.01)  # shared out, not done twice

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from trainlore.nouns import Model
-from trainlore.primitives.activations import Rounder, found, on, read_rounded
+from trainlore.primitives.activations import Rounder, found, read_rounded
+from trainlore.primitives.grids import snap
 
 
 def rand(*shape, seed=0):
@@ -38,7 +39,7 @@ def test_fixed_scales_do_not_look_at_what_comes():
     x = rand(4, 6)
     scale, zero = found(x, "uint8", "channel")
     fixed = Rounder("uint8", "channel", scale, zero)
-    torch.testing.assert_close(fixed(x), on(x, "uint8", scale, zero))
+    torch.testing.assert_close(fixed(x), snap(x, "uint8", scale, zero))
     assert float(fixed(100 * x).max()) <= float((scale * 255).max())
     assert float((Rounder("e4m3", "tensor")(x) - x).abs().max()) < 0.07 * float(x.abs().max())
 

@@ -20,7 +20,6 @@ from trainlore.primitives.grids import (
     vectors,
 )
 from trainlore.primitives.masks import matrices, pattern_of, top_pattern, weight_of
-from trainlore.runs import Run
 from trainlore.store import Store
 from trainlore.worlds.tiny import world
 
@@ -101,7 +100,6 @@ def test_bad_input_is_named():
         bits_of("int9")
     with pytest.raises(ValueError, match="infinities"):
         Grid.of(torch.tensor([[1.0, torch.inf]]), "int4")
-    assert Run(0).seed == 0
 
 
 def test_patterns_keep_the_largest_of_every_run():

@@ -4,6 +4,11 @@ import pytest
 import torch
 
 from trainlore.primitives import numbers
+from trainlore.primitives.grids import Grid, integers
+
+
+def nearest(weight, bits, per="channel", symmetric=True):
+    return Grid.of(weight, integers(bits, symmetric), per).round(weight)
 
 
 def rand(*shape, seed=0):
@@ -14,7 +19,7 @@ def rand(*shape, seed=0):
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_nearest_against_a_loop(per, symmetric):
     w, bits = rand(4, 7) + 0.3, 4
-    got = numbers.nearest(w, bits, per, symmetric)
+    got = nearest(w, bits, per, symmetric)
     for i in range(4):
         for j in range(7):
             lane = {"tensor": w.flatten(), "channel": w[i]}.get(per, w[i, j // 3 * 3 : j // 3 * 3 + 3])
@@ -42,8 +47,8 @@ def test_pack_round_trips_exactly_at_odd_sizes(bits, signed):
 
 def test_more_bits_and_smaller_groups_lose_less():
     w = rand(16, 64)
-    by_bits = [(numbers.nearest(w, b) - w).square().mean() for b in (2, 3, 4, 6, 8)]
-    by_lane = [(numbers.nearest(w, 4, per) - w).square().mean() for per in ("tensor", "channel", 16, 4)]
+    by_bits = [(nearest(w, b) - w).square().mean() for b in (2, 3, 4, 6, 8)]
+    by_lane = [(nearest(w, 4, per) - w).square().mean() for per in ("tensor", "channel", 16, 4)]
     assert by_bits == sorted(by_bits, reverse=True) and by_lane == sorted(by_lane, reverse=True)
 
 
@@ -51,15 +56,15 @@ def test_zero_stays_zero_and_dead_lanes_are_finite():
     w = torch.zeros(3, 5)
     w[1], w[2, 2] = torch.linspace(2, 3, 5), -1.0
     for symmetric in (True, False):
-        got = numbers.nearest(w, 3, "channel", symmetric)
+        got = nearest(w, 3, "channel", symmetric)
         assert got.isfinite().all() and (got[w == 0] == 0).all()
 
 
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="bits=9"):
-        numbers.nearest(rand(2, 2), 9)
+        nearest(rand(2, 2), 9)
     with pytest.raises(ValueError, match="per="):
-        numbers.nearest(rand(2, 2), 4, "row")
+        nearest(rand(2, 2), 4, "row")
     with pytest.raises(ValueError, match="does not fit"):
         numbers.pack(torch.tensor([8], dtype=torch.int8), 4)
     with pytest.raises(ValueError, match="bytes"):

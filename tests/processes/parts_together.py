@@ -9,7 +9,20 @@ import torch
 
 from trainlore.checks import fitted, make, nouns_of
 from trainlore.errors import Bad
+from trainlore.registry import entry
+from trainlore.runs import Run
 from trainlore.team import started
+
+
+def trained(name, steps, batch_size):
+    """The model and the run of a training with the part, or of the model that a shape made."""
+    nouns = nouns_of(name)
+    method, how = make(name, nouns), {"steps": steps, "batch_size": batch_size, "lr": 1e-3}
+    if entry(name)["kind"] != "Shape":
+        return fitted(name, method, nouns=nouns, **how)
+    nouns["model"] = Run(3).step(method, nouns["model"])
+    return fitted(name, nouns=nouns, **how)
+
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -17,11 +30,8 @@ if __name__ == "__main__":
     team = started()
     found = {}
     for name in names:
-        nouns = nouns_of(name)
         try:
-            model, run = fitted(
-                name, make(name, nouns), nouns=nouns, steps=int(sys.argv[2]), batch_size=int(sys.argv[3]), lr=1e-3
-            )
+            model, run = trained(name, int(sys.argv[2]), int(sys.argv[3]))
         except Bad as error:
             found[name] = {"refused": str(error)}
         else:

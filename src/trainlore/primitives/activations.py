@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainlore.errors import Bad
-from trainlore.primitives.grids import FLOATS, bits_of, levels, to_float
+from trainlore.primitives.grids import FLOATS, bits_of, levels, snap
 from trainlore.primitives.numbers import limits
 
 
@@ -38,7 +38,7 @@ class Rounder(nn.Module):
         scale, zero = self.scale, self.zero
         if scale is None:
             scale, zero = found(x.detach(), self.form, self.per)
-        rounded = on(x.detach().float(), self.form, scale, zero).to(x.dtype)
+        rounded = snap(x.detach().float(), self.form, scale, zero).to(x.dtype)
         return x + (rounded - x).detach()
 
     def extra_repr(self) -> str:
@@ -61,14 +61,6 @@ def found(x: Tensor, form: str, per: str = "tensor") -> tuple[Tensor, Tensor]:
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low) / (2 ** bits_of(form) - 1)).clamp(min=tiny)
     return scale, (-low / scale).round()
-
-
-def on(x: Tensor, form: str, scale: Tensor, zero: Tensor) -> Tensor:
-    """The nearest values of the format at this scale: the shape of x."""
-    if form in FLOATS:
-        return to_float(x / scale, form) * scale
-    low, high = limits(bits_of(form), form.startswith("i"))
-    return (((x / scale).round() + zero).clamp(low, high) - zero) * scale
 
 
 def read_rounded(layer: nn.Module, rounder: nn.Module) -> None:

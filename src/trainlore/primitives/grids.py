@@ -62,6 +62,14 @@ def to_float(values: Tensor, form: str) -> Tensor:
     return grid[at + up].copysign(values.float())
 
 
+def snap(x: Tensor, form: str, scale: Tensor, zero: Tensor) -> Tensor:
+    """The nearest values of the format at this scale and zero point, shaped to broadcast with x: the shape of x."""
+    if form in FLOATS:
+        return to_float(x / scale, form) * scale
+    low, high = limits(bits_of(form), form.startswith("i"))
+    return (((x / scale).round() + zero).clamp(low, high) - zero) * scale
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """The values one weight (out, ...) may take: scale * (code - zero) of integers, scale * value of small floats."""
@@ -100,10 +108,7 @@ class Grid:
 
     def values(self, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """The nearest values where scale and zero, shaped to broadcast with `weight`, are given: float32."""
-        if self.form in FLOATS:
-            return to_float(weight / scale, self.form) * scale
-        low, high = limits(self.bits, self.form.startswith("i"))
-        return (((weight / scale).round() + zero).clamp(low, high) - zero) * scale
+        return snap(weight, self.form, scale, zero)
 
     def columns(self, width: int) -> tuple[Tensor, Tensor]:
         """Scale and zero of every entry of a weight (out, width): each (out or 1, width or 1), to broadcast with it."""

@@ -21,12 +21,7 @@ def matrices(net: nn.Module, targets: Sequence[str] = ()) -> dict[str, nn.Module
     With none named: all but the output head, what shares its weight with an embedding, and the second of two layers
     that share one weight (a shared weight is compressed once).
     """
-    wide = "ParametrizedConv1D"  # what torch names a turned layer whose weight it computes
-    all_ = {
-        path: m
-        for path, m in net.named_modules()
-        if isinstance(m, (nn.Linear, *CONVOLUTIONS)) or turned(m) or type(m).__name__ == wide
-    }
+    all_ = {path: m for path, m in net.named_modules() if isinstance(m, (nn.Linear, *CONVOLUTIONS)) or turned(m)}
     if idle := [t for t in targets if not any(f".{path}".endswith(f".{t}") for path in all_)]:
         ends = sorted({path.rpartition(".")[2] for path in all_})
         raise Bad(f"targets: no layer's path ends in {', '.join(idle)}; they end in {', '.join(ends)}")

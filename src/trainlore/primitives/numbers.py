@@ -1,4 +1,4 @@
-"""Few-bit integers: the grid of a tensor, to it and back, and integers packed tight."""
+"""Few-bit integers: who shares a scale, which scale holds them all, and integers packed tight."""
 
 from __future__ import annotations
 
@@ -66,26 +66,9 @@ def scales(
     return scale, (-clip * least / scale).round().clamp(low, high).int()
 
 
-def to_int(
-    weight: Tensor, scale: Tensor, zero: Tensor, bits: int, per: str | int = "channel", symmetric: bool = True
-) -> Tensor:
-    """clip(round(w / scale) + zero) in the shape of `weight`: int8 if symmetric, else uint8. Halves go to even."""
-    low, high = limits(bits, symmetric)
-    ints = ((lanes(weight.detach().float(), per) / scale).round() + zero).clamp(low, high)
-    return unlanes(ints, weight.shape, per).to(torch.int8 if symmetric else torch.uint8)
-
-
-def from_int(
-    ints: Tensor, scale: Tensor, zero: Tensor, per: str | int = "channel", dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """(q - zero) * scale, in the shape of `ints`."""
-    return unlanes((lanes(ints.float(), per) - zero) * scale, ints.shape, per).to(dtype)
-
-
-def nearest(weight: Tensor, bits: int, per: str | int = "channel", symmetric: bool = True) -> Tensor:
-    """`weight` on its grid and back: the nearest value that `bits` can hold, in the dtype of `weight`."""
-    scale, zero = scales(weight, bits, per, symmetric)
-    return from_int(to_int(weight, scale, zero, bits, per, symmetric), scale, zero, per, weight.dtype)
+def straight(x: Tensor) -> Tensor:
+    """Rounded in the forward pass (halves to even), unchanged in the backward pass."""
+    return x + (x.round() - x).detach()
 
 
 def pack(ints: Tensor, bits: int) -> Tensor:
@@ -95,7 +78,7 @@ def pack(ints: Tensor, bits: int) -> Tensor:
     """
     low, high = limits(bits, bool(ints.dtype.is_signed))
     if ints.numel() and (int(ints.min()) < low or int(ints.max()) > high):
-        raise Bad(f"a value outside [{low}, {high}] does not fit in {bits} bits: quantize with to_int first")
+        raise Bad(f"a value outside [{low}, {high}] does not fit in {bits} bits: quantize first")
     flat = pad(ints.flatten().to(torch.int16) & (2**bits - 1), (0, -ints.numel() % 8)).view(-1, 8, 1)
     bit = (flat >> torch.arange(bits, device=ints.device)) & 1
     bytes_ = bit.view(-1, bits, 8) << torch.arange(8, device=ints.device)

@@ -94,6 +94,9 @@ class Surgeon:
         tr( W_S ((H^-1)_SS)^-1 W_S' )
         """
         at = self.groups
+        if at.shape[1] == 1:  # of groups of one input no systems of equations, which is ten times faster
+            least = self.inverse.diagonal()[at[:, 0]].clamp(min=torch.finfo(torch.float32).tiny)
+            return (self.weight[:, at[:, 0]].square().sum(0) / least).masked_fill(~self.left, torch.inf)
         inside = self.inverse[at[:, :, None], at[:, None, :]]  # (groups, c, c)
         inside[~self.left] = torch.eye(at.shape[1], device=inside.device)
         part = self.weight[:, at].permute(1, 2, 0)  # (groups, c, out)

@@ -85,7 +85,8 @@ def put_beside(net: nn.Module, path: str, up: Tensor, down: Tensor) -> None:
 
 def turned(layer: nn.Module) -> bool:
     """Whether the layer keeps its weight as (in, out): transformers' Conv1D, of GPT-2, does."""
-    return type(layer).__name__ == "Conv1D"
+    names = {"Conv1D", "ParametrizedConv1D"}  # the second is what torch calls one whose weight is computed
+    return type(layer).__name__ in names
 
 
 def layers(model: Model, targets: Sequence[str] = ()) -> dict[str, nn.Module]:

@@ -238,7 +238,7 @@ def _levels(weight: Tensor, moments: Tensor, groups: Tensor, sizes: Sequence[int
         surgeon = Surgeon(weight.float().masked_fill(dead, 0.0), h, groups.to(weight.device))
         for size in sorted({int(s) for s in sizes if 0 <= s < len(groups)}, reverse=True):
             while int(surgeon.left.sum()) > size:
-                surgeon.take(int(_costs(surgeon).argmin()))
+                surgeon.take(int(surgeon.costs().argmin()))
             kept = surgeon.left.nonzero().flatten().cpu()
             left = surgeon.weight[:, groups[kept].flatten().to(weight.device)].to(weight.dtype).cpu()
             error = max(0.0, surgeon.error) / total if total > 0 else 0.0
@@ -246,15 +246,6 @@ def _levels(weight: Tensor, moments: Tensor, groups: Tensor, sizes: Sequence[int
     except torch.linalg.LinAlgError:
         raise Bad(f"damp={damp} is too small for these calibration rows: raise it, or give more rows") from None
     return tuple(found)
-
-
-def _costs(surgeon: Surgeon) -> Tensor:
-    """What `Surgeon.costs` says; groups of one input need no systems of equations, which is ten times faster."""
-    if surgeon.groups.shape[1] > 1:
-        return surgeon.costs()
-    at = surgeon.groups[:, 0]
-    least = surgeon.inverse.diagonal()[at].clamp(min=torch.finfo(torch.float32).tiny)
-    return (surgeon.weight[:, at].square().sum(0) / least).masked_fill(~surgeon.left, torch.inf)
 
 
 @torch.no_grad()

@@ -12,9 +12,10 @@ from trainlore.methods.compress.quantize.dopq_vit import WARPS, DopQViT, Tan, co
 from trainlore.methods.compress.quantize.nearest import Nearest
 from trainlore.nouns import Data
 from trainlore.nouns.hugging import preset
-from trainlore.primitives.activations import Rounder, found, on, read_rounded
+from trainlore.primitives.activations import Rounder, found, read_rounded
 from trainlore.primitives.anatomy import bodies, feeds, rescale
 from trainlore.primitives.attending import attend_through, attentions
+from trainlore.primitives.grids import snap
 from trainlore.primitives.masks import weight_of
 from trainlore.runs import Run
 from trainlore.worlds.tiny import world
@@ -116,7 +117,7 @@ def test_the_layers_scale_cancels():
         _, now, grid = grids(one, batch, feed, times)
         matrix = weight_of(one.net.get_submodule(feed.readers[0]))
         step = matrix.abs().amax(1, keepdim=True) / 7
-        found_.append(on(now, "uint4", grid.scale, grid.zero) @ ((matrix / step).round() * step).T)
+        found_.append(snap(now, "uint4", grid.scale, grid.zero) @ ((matrix / step).round() * step).T)
     gap = (found_[0] - found_[1]).abs()
     assert (gap > 1e-3).float().mean() < 0.01  # but for values half way between two steps
 

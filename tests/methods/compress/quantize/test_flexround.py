@@ -7,6 +7,7 @@ from trainlore.claims import Claim
 from trainlore.methods.compress.quantize.flexround import FlexRound, divided
 from trainlore.methods.compress.quantize.nearest import Nearest
 from trainlore.primitives import numbers
+from trainlore.primitives.grids import Grid
 from trainlore.primitives.masks import matrices
 from trainlore.runs import Run
 from trainlore.worlds.tiny import world
@@ -33,7 +34,7 @@ def test_it_starts_at_the_nearest_grid():
     for per in ("tensor", "channel", 4):
         step, zero = numbers.scales(w, 4, per, False)
         got = divided(w, step.log(), torch.zeros_like(w), zero, 4, per, False)
-        torch.testing.assert_close(got, numbers.nearest(w, 4, per, False))
+        torch.testing.assert_close(got, Grid.of(w, "uint4", per).round(w))
 
 
 def test_large_weights_feel_the_division_more():

@@ -5,8 +5,9 @@ import torch
 
 from trainlore.claims import Claim
 from trainlore.methods.compress.quantize.nearest import Nearest
+from trainlore.primitives.grids import Grid, integers
 from trainlore.primitives.masks import matrices
-from trainlore.primitives.numbers import from_int, scales, to_int
+from trainlore.primitives.numbers import scales
 from trainlore.runs import Run
 from trainlore.worlds.tiny import world
 
@@ -17,9 +18,8 @@ def test_the_layers_hold_what_their_integers_say(fields):
     before = {n: m.weight.detach().clone() for n, m in matrices(at["teacher"].net).items()}
     after = Run(0).step(method, at["teacher"])
     for n, m in matrices(after.net).items():
-        scale, zero = scales(before[n], method.bits, method.per, method.symmetric)
-        ints = to_int(before[n], scale, zero, method.bits, method.per, method.symmetric)
-        assert torch.equal(m.weight, from_int(ints, scale, zero, method.per))
+        grid = Grid.of(before[n], integers(method.bits, method.symmetric), method.per)
+        assert torch.equal(m.weight, grid.back(grid.codes(before[n])))
         lanes = (
             m.weight.reshape(1, -1)
             if method.per == "tensor"

@@ -8,7 +8,8 @@ import torch
 from trainlore.claims import Claim
 from trainlore.methods.compress.quantize.nearest import Nearest
 from trainlore.methods.compress.quantize.zeroquant_fp import ZeroQuantFP, constrained, low_rank
-from trainlore.primitives.activations import Rounder, found, on, read_rounded
+from trainlore.primitives.activations import Rounder, found, read_rounded
+from trainlore.primitives.grids import snap
 from trainlore.primitives.masks import matrices, weight_of
 from trainlore.runs import Run
 from trainlore.worlds.tiny import world
@@ -62,7 +63,7 @@ def test_layers_read_floats_of_eight_bits_at_each_tokens_scale():
     after = ZeroQuantFP(rows=16, targets=("down_proj",), tolerance=9.0)(at["teacher"].copy(), at["data"])
     layer, x = after.net.get_submodule(READER), rand(2, 3, 64)
     with torch.no_grad():
-        torch.testing.assert_close(layer(x), on(x, "e4m3", *found(x, "e4m3", "token")) @ layer.weight.T)
+        torch.testing.assert_close(layer(x), snap(x, "e4m3", *found(x, "e4m3", "token")) @ layer.weight.T)
     plain = ZeroQuantFP(rows=16, reads="", tolerance=9.0)(at["teacher"].copy(), at["data"])
     assert not any("reads" in name for name, _ in plain.net.named_modules())
 

@@ -13,14 +13,9 @@ from trainlore.primitives.allocation import allocate, alone
 from trainlore.primitives.calibrating import Unit, batches_of, listen, walk
 from trainlore.primitives.grids import Grid, free, integers, settle
 from trainlore.primitives.masks import matrices, plain, weight_of
-from trainlore.primitives.numbers import lanes, limits, unlanes
+from trainlore.primitives.numbers import lanes, limits, straight, unlanes
 from trainlore.runs import Run
 from trainlore.verbs import Fit, method
-
-
-def straight(x: Tensor) -> Tensor:
-    """Rounded in the forward pass (halves to even), unchanged in the backward pass."""
-    return x + (x.round() - x).detach()
 
 
 def stepped(x: Tensor, scale: Tensor, zero: Tensor, bits: int, symmetric: bool = False) -> Tensor:

@@ -9,15 +9,10 @@ from trainlore.nouns import Data, Model
 from trainlore.primitives.calibrating import Unit, batches_of, walk
 from trainlore.primitives.grids import Grid, free, integers, settle
 from trainlore.primitives.masks import CONVOLUTIONS, matrices, plain, weight_of
-from trainlore.primitives.numbers import lanes, limits, scales, unlanes
+from trainlore.primitives.numbers import lanes, limits, scales, straight, unlanes
 from trainlore.primitives.reparam import turned
 from trainlore.runs import Run
 from trainlore.verbs import Fit, method
-
-
-def straight(x: Tensor) -> Tensor:
-    """Rounded in the forward pass (halves to even), unchanged in the backward pass."""
-    return x + (x.round() - x).detach()
 
 
 def divided(

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from trainlore.errors import Bad
 from trainlore.nouns import Batch, Data, Model
-from trainlore.primitives.activations import Rounder, found, on, read_rounded
+from trainlore.primitives.activations import Rounder, found, read_rounded
 from trainlore.primitives.anatomy import Body, Feed, bodies, feeds, rescale
 from trainlore.primitives.attending import attend_through, attentions
 from trainlore.primitives.calibrating import Unit, batches_of, listen, rows_read, walk
-from trainlore.primitives.grids import Grid, free, settle
+from trainlore.primitives.grids import Grid, free, settle, snap
 from trainlore.primitives.masks import plain, weight_of, write
 from trainlore.runs import Run
 from trainlore.verbs import Fit, method
@@ -70,7 +70,7 @@ def fitted(x: Tensor, weight: Tensor, bits: int) -> Rounder:
     form = f"int{bits}"
     scale, zero = found(x, form)
     tries = [scale * share / 20 for share in range(4, 21)]
-    gaps = [((on(x, form, s, zero) - x) @ weight.T).square().mean() for s in tries]
+    gaps = [((snap(x, form, s, zero) - x) @ weight.T).square().mean() for s in tries]
     return Rounder(form, "tensor", tries[int(torch.stack(gaps).argmin())])
 
 

@@ -6,11 +6,11 @@ from torch.nn.utils import parametrize
 
 from trainlore.errors import Bad
 from trainlore.nouns import Batch, Data, Model
-from trainlore.primitives.activations import Rounder, found, on, read_rounded
+from trainlore.primitives.activations import Rounder, found, read_rounded
 from trainlore.primitives.calibrating import Call, Unit, batches_of, first, listen, seen, walk
-from trainlore.primitives.grids import Grid, free, integers, settle
+from trainlore.primitives.grids import Grid, free, integers, settle, snap
 from trainlore.primitives.masks import matrices, plain, weight_of
-from trainlore.primitives.numbers import lanes, limits, unlanes
+from trainlore.primitives.numbers import lanes, limits, straight, unlanes
 from trainlore.primitives.reparam import turned
 from trainlore.primitives.teaching import kl
 from trainlore.runs import Run
@@ -66,13 +66,13 @@ class Step(nn.Module):
         self.bits, self.keep, self.generator = bits, keep, generator
         scale, zero = found(x, f"uint{bits}")
         tries = [scale * clip for clip in CLIPS]
-        gaps = torch.stack([(on(x, f"uint{bits}", s, zero) - x).abs().pow(2.4).mean() for s in tries])
+        gaps = torch.stack([(snap(x, f"uint{bits}", s, zero) - x).abs().pow(2.4).mean() for s in tries])
         self.scale = nn.Parameter(tries[int(gaps.argmin())])
         self.register_buffer("zero", zero)
 
     def forward(self, x: Tensor) -> Tensor:
         steps = x / self.scale
-        ints = (steps + (steps.round() - steps).detach() + self.zero).clamp(0, 2**self.bits - 1)
+        ints = (straight(steps) + self.zero).clamp(0, 2**self.bits - 1)
         rounded = ((ints - self.zero) * self.scale).to(x.dtype)
         left = torch.rand(x.shape, generator=self.generator).to(x.device) < self.keep
         return torch.where(left, x, rounded)

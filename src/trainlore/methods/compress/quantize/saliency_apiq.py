@@ -10,7 +10,7 @@ from trainlore.primitives.calibrating import Unit, batches_of, walk
 from trainlore.primitives.grids import Grid, free, settle
 from trainlore.primitives.losses import per_row, rowwise
 from trainlore.primitives.masks import plain, weight_of
-from trainlore.primitives.numbers import lanes, limits, unlanes
+from trainlore.primitives.numbers import lanes, limits, straight, unlanes
 from trainlore.primitives.reparam import freeze, layers, put_beside, reshaped, turned
 from trainlore.runs import Run
 from trainlore.verbs import Fit, method
@@ -29,7 +29,7 @@ def clipping(weight: Tensor, low: Tensor, high: Tensor, bits: int, per: str | in
 def rounded(weight: Tensor, scale: Tensor, zero: Tensor, bits: int, per: str | int) -> Tensor:
     """W (out, in) on the grid, straight through the rounding to W and to the scale."""
     rows = lanes(weight.float(), per) / scale
-    ints = rows + (rows.round() - rows).detach()
+    ints = straight(rows)
     return unlanes(((ints + zero).clamp(0, 2**bits - 1) - zero) * scale, weight.shape, per)
 
 
