@@ -5,6 +5,7 @@ python benchmarks/races.py [same] [replayed] [overhead]
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import time
@@ -15,9 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from trainlore.execute import execute
-from trainlore.races import rungs, spec, verdict
-from trainlore.races.conduct import How, conduct
+from trainlore.execute import Heat, execute
+from trainlore.races import heat, rungs, spec, verdict
+from trainlore.races.conduct import Conductor, How, conduct
 from trainlore.recipe import read
 
 PARTS: dict[str, list[Any]] = {
@@ -113,43 +114,54 @@ def replayed(seeds: int = 24, draws: int = 400) -> None:
             )
 
 
-def overhead(steps: int = 150, seeds: int = 2) -> None:
-    """A race of two arms, one at a time, against the same trainings run by themselves in one process."""
-    made = spec.read(
-        {
-            "name": "overhead",
-            "seeds": seeds,
-            "given": {
-                "pool": {"data": "world:two-domains/pool"},
-                "test": "world:two-domains/held_out",
-                "base": {"model": "llama-1m", "window": 128},
-            },
-            "prepare": [{"bpe": {"model": "$base", "corpus": "$pool", "vocab": 512, "as": "worded"}}],
-            "arms": {"plain": None, "averaged": {"with": [{"ema": {"decay": 0.95}}]}},
-            "then": [
-                {"train": {"model": "$worded", "data": "$pool", "steps": steps, "batch_size": 16, "truncate": True, "as": "trained"}}
-            ],
-            "test": {"held_out_loss": {"model": "$trained", "data": "$test"}},
-        }
-    )  # fmt: skip
+def overhead(pairs: int = 12, steps: int = 80) -> None:
+    """What a race costs beyond its trainings: heats against the same trainings run plainly, in pairs, and what is around them."""
+
+    def made(seeds: int) -> spec.Race:
+        return spec.read(
+            {
+                "name": "overhead",
+                "seeds": seeds,
+                "given": {
+                    "pool": {"data": "world:two-domains/pool"},
+                    "test": "world:two-domains/held_out",
+                    "base": {"model": "llama-1m", "window": 128},
+                },
+                "prepare": [{"bpe": {"model": "$base", "corpus": "$pool", "vocab": 512, "as": "worded"}}],
+                "arms": {"plain": None, "averaged": {"with": [{"ema": {"decay": 0.95}}]}},
+                "then": [{"train": {"model": "$worded", "data": "$pool", "steps": steps, "batch_size": 16, "truncate": True, "as": "trained"}}],
+                "test": {"held_out_loss": {"model": "$trained", "data": "$test"}},
+            }
+        )  # fmt: skip
+
     torch.set_num_threads(1)
-    raced, alone = [], []
-    for _ in range(2):
+    around = []
+    for _ in range(3):
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            conduct(made, Path(folder) / "race", How(jobs=1))
-            raced.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            whole = spec.prepared(made)["steps"]
-            for seed in made.seeds:
-                for arm in made.arms.values():
-                    recipe = spec.recipe_of(made, arm, seed)
-                    recipe["given"] = dict(made.spec.given)
-                    recipe["steps"] = [*whole, *recipe["steps"]]
-                    execute(read(recipe), Path(folder) / f"{arm.name}-{seed}")
-            alone.append(time.perf_counter() - start)
-    ratio = float(np.median(np.array(raced) / alone))
-    print(f"overhead: a race of {len(made.arms)} arms x {seeds} seeds x {steps} steps, one at a time: {np.median(raced):.1f} s, the trainings alone {np.median(alone):.1f} s: {ratio:.3f} (at most 1.03)")  # fmt: skip
+            conduct(made(2), Path(folder) / "race", How(jobs=1))
+            heats = sum(json.loads(f.read_text())["clock"] for f in Path(folder).rglob("heat.json"))
+            around.append(time.perf_counter() - start - heats)
+    race, ratios = made(pairs), []
+    with tempfile.TemporaryDirectory() as folder:
+        conductor = Conductor(race, Path(folder) / "race", How(jobs=1), lambda text: None)
+        conductor.share()
+        for k, seed in enumerate(race.seeds):
+            arm = list(race.arms.values())[k % 2]
+            task = conductor.task(arm, seed, pause=1e9)
+            took = {}
+            for which in ("race", "plain") if k // 2 % 2 else ("plain", "race"):
+                start = time.perf_counter()
+                if which == "race":
+                    assert heat.run(task)["state"] == heat.FINISHED
+                else:
+                    execute(read(task["recipe"]), Path(folder) / f"plain-{seed}", heat=Heat(heat.ready(task["store"], task["ready"]), Path(folder) / "other"))  # fmt: skip
+                took[which] = time.perf_counter() - start
+            ratios.append(took["race"] / took["plain"])
+    ratio, error = float(np.mean(ratios)), float(np.std(ratios, ddof=1) / pairs**0.5)
+    first, later = around[0], float(np.median(around[1:]))
+    print(f"overhead: a heat takes {ratio:.3f} +- {error:.3f} of the same training run plainly ({pairs} pairs of {np.median(took['plain']):.1f} s)")  # fmt: skip
+    print(f"  around the heats of a race {first:.1f} s the first time in a process, {later:.1f} s later (imports, pilot, verdict, report): at most 3 % of trainings of {first / 0.03:.0f} and {later / 0.03:.0f} s")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -136,11 +136,12 @@ def places(tree: Any, team: Team, spread: bool) -> dict[str, Tensor]:
     return found
 
 
-def write_shards(shards: dict[str, Tensor], folder: str) -> None:
-    """Every process writes its share, as safetensors."""
+def write_shards(shards: dict[str, Tensor], folder: str, group: Any) -> None:
+    """Every process writes its share, as safetensors. What they agree on first travels in the group."""
     import torch.distributed.checkpoint as dcp
 
-    dcp.save(shards, storage_writer=dcp.HuggingFaceStorageWriter(folder, save_distributed=True))
+    writer = dcp.HuggingFaceStorageWriter(folder, save_distributed=True)
+    dcp.save(shards, storage_writer=writer, process_group=group)
 
 
 def read_shards(shards: dict[str, Tensor], folder: str) -> None:

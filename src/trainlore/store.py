@@ -57,11 +57,14 @@ def save_tree(tree: Any, folder: Path, shards: Path | None = None) -> None:
     from safetensors.torch import save_file
 
     tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()  # memory that is in the file already
 
     def flat(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            name = str(len(tensors))
-            tensors[name] = value.detach().cpu().contiguous().clone()
+            name, held = str(len(tensors)), value.detach().cpu().contiguous()
+            memory = held.untyped_storage().data_ptr()
+            tensors[name] = held.clone() if memory in seen else held  # the file format knows no shared memory
+            seen.add(memory)
             return {"tensor": name}
         if isinstance(value, dict):
             return {"dict": [[flat(k), flat(v)] for k, v in value.items()]}
@@ -103,9 +106,17 @@ def save_tree(tree: Any, folder: Path, shards: Path | None = None) -> None:
 
 def _digest(folder: Path, text: str) -> str:
     """The hash of a tree's files."""
-    digest = hashlib.blake2b((folder / "tensors.safetensors").read_bytes() + text.encode())
+    digest, room = hashlib.blake2b(), memoryview(bytearray(1 << 20))
+
+    def read(path: Path) -> None:
+        with path.open("rb", buffering=0) as file:
+            while n := file.readinto(room):
+                digest.update(room[:n])
+
+    read(folder / "tensors.safetensors")
+    digest.update(text.encode())
     for file in sorted((folder / "shards").glob("*")) if (folder / "shards").is_dir() else ():
-        digest.update(file.read_bytes())
+        read(file)
     return digest.hexdigest()
 
 
@@ -137,7 +148,7 @@ class Checkpoints:
     """The checkpoints of one training: the two newest are kept, a damaged one is passed over with a warning.
 
     The state is copied and written by a thread, so that the training goes on meanwhile; a write that fails is told at
-    the next save or at the end. Sharded states are written by all processes together, and are waited for.
+    the next save or at the end. Sharded states are written by the threads of all processes together.
     """
 
     def __init__(self, folder: Path | None, every: float, team: Any = None) -> None:
@@ -212,25 +223,26 @@ class Checkpoints:
             shards: dict[str, Any] = {}
             tree = sharding.parted(tree, shards)
             if shards:
-                self._together(tree, shards, place)
+                group = self.team.beside()
+                self.writing = self.pool.submit(self._together, copied(tree), shards, place, group)
                 return
         if self.leads:
             self.writing = self.pool.submit(self._write, copied(tree), place)
 
-    def _together(self, tree: Any, shards: dict[str, Any], place: Path) -> None:
+    def _together(self, tree: Any, shards: dict[str, Any], place: Path, group: Any) -> None:
         from trainlore import sharding
 
         aside = place.with_name(f".{place.name}.shards.part")
         if self.leads:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-        self.team.wait()
-        sharding.write_shards(shards, str(aside))
-        self.team.wait()
+        self.team.wait(group)
+        sharding.write_shards(shards, str(aside), group)
+        self.team.wait(group)
         if self.leads:
             save_tree(tree, place, shards=aside)
             self._pruned()
-        self.team.wait()
+        self.team.wait(group)
 
     def _write(self, tree: Any, place: Path) -> None:
         save_tree(tree, place)

@@ -30,6 +30,7 @@ class Team:
         on = dist.is_available() and dist.is_initialized()
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if on else (0, 1)
         self.device = device or torch.device("cpu")
+        self._beside: Any = None
 
     @property
     def leads(self) -> bool:
@@ -91,10 +92,16 @@ class Team:
         dist.broadcast_object_list(held, 0, device=self.device)
         return held[0]
 
-    def wait(self) -> None:
+    def wait(self, group: Any = None) -> None:
         """Until all are here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group)
+
+    def beside(self) -> Any:
+        """A group for what threads of all processes say to each other while the training's own words go on."""
+        if self._beside is None:
+            self._beside = dist.new_group(backend="gloo")
+        return self._beside
 
     @torch.no_grad()
     def alike(self, tensors: Iterable[Tensor], what: str) -> None:

@@ -1,6 +1,7 @@
 """The loop against the same training written by hand, and what it promises of budgets, pieces, resuming and failing."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from trainlore.errors import Bad
 from trainlore.nouns import Data
 from trainlore.nouns.hugging import preset
+from trainlore.registry import load
 from trainlore.runs import Run
 from trainlore.slots import Clash
 from trainlore.spikes import Diverged
@@ -83,6 +85,37 @@ def test_pieces_give_the_gradient_of_the_whole_with_ragged_rows(micro):
     assert (
         max(float((a - b).abs().max()) for a, b in zip(grads, found[1].values(), strict=True)) < 2e-2
     )  # Adam divides by |g|
+
+
+@method(name="catch", title="", family="x", year=0, status="draft")
+class Catch(Part):
+    """Keeps every weight's gradient of every step."""
+
+    grads: list
+
+    def gradient(self, loop, s, inner):
+        inner()
+        self.grads.append({n: p.grad.clone() for n, p in loop.model.net.named_parameters()})
+
+
+@pytest.mark.parametrize("rows", ["ragged", "masked", "packed", "weighted"])
+def test_one_two_and_eight_pieces_of_32_rows_have_the_same_gradient(rows):
+    found = []
+    for micro in (32, 16, 4):
+        w, grads = tiny.world("text"), []
+        data, g = w["data"], np.random.default_rng(0)
+        if rows == "masked":  # most answers count, some rows hardly
+            labels = [np.where(g.random(len(r)) < g.random(), -100, r.as_py()) for r in data["labels"]]
+            data = data.with_(labels=pa.array([r.tolist() for r in labels]))
+        elif rows == "packed":
+            data = Run(0).step(load("best_fit_packing")(length=48), data)
+        elif rows == "weighted":
+            data = data.with_(weight=g.random(len(data)).astype(np.float32))
+        Run(0).fit(w["model"], data, Catch(grads=grads), steps=1, batch_size=32, micro_batch=micro, precision="fp32")
+        found.append(grads[0])
+    for pieces in found[1:]:
+        for name, whole in found[0].items():
+            torch.testing.assert_close(pieces[name], whole, rtol=0, atol=1e-6)
 
 
 def test_packed_documents_do_not_see_each_other():

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers as hf
 
+from trainlore import exports
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.readiness import prepared
@@ -56,6 +57,7 @@ BLOCKS = {
     "llama": "LlamaDecoderLayer", "gpt2": "GPT2Block", "qwen2": "Qwen2DecoderLayer", "masked": "BertLayer",
     "classes": "BertLayer", "t5": "T5Block", "vit": "ViTLayer",
 }  # fmt: skip
+HOW = {"steps": 3, "batch_size": 8, "lr": 1e-2, "precision": "fp32"}
 KINDS = {
     "llama": "causal",
     "gpt2": "causal",
@@ -108,7 +110,7 @@ def test_a_network_of_transformers_is_run_trained_saved_and_loaded(name, tokeniz
 
     twin, print_ = model.copy(), model.fingerprint
     assert twin.fingerprint == print_ and twin.net is not own
-    trained = Run(0).fit(twin, rows(name), steps=3, batch_size=8, lr=1e-2, precision="fp32")
+    trained = Run(0).fit(twin, rows(name), **HOW)
     losses = trained.about["curve"]["loss"]
     assert len(set(losses)) == 3 and all(np.isfinite(losses)) and trained.fingerprint != print_
     with torch.no_grad():
@@ -123,6 +125,11 @@ def test_a_network_of_transformers_is_run_trained_saved_and_loaded(name, tokeniz
     with torch.no_grad():
         assert torch.equal(back(batch), trained(batch))
     assert not list(tmp_path.glob("*.part"))
+
+    stopped = Run(0).fit(model.copy(), rows(name), until=2, folder=tmp_path / "checkpoints", **HOW)
+    gone_on = Run(0).fit(model.copy(), rows(name), folder=tmp_path / "checkpoints", **HOW)
+    assert stopped.fingerprint != gone_on.fingerprint == trained.fingerprint
+    assert exports.write(gone_on, tmp_path / "plain", "hf")["distance"] < 1e-5
     if back.tokenizer is not None:
         text = "kamu don't 12345  x\n\nÅ <eos>"
         assert back.tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import shutil
 import time
@@ -17,11 +18,13 @@ from trainlore.errors import Bad
 FINISHED, PAUSED, FAILED = "finished", "paused", "failed"
 
 
-def warm() -> None:
-    """Import what every heat needs."""
-    import transformers  # noqa: F401
+NEEDED = ("transformers.modeling_utils", "trainlore.execute", "trainlore.loop", "trainlore.nouns.hugging")
 
-    import trainlore.loop  # noqa: F401
+
+def warm() -> None:
+    """Import what every heat needs, where the worker does not have it yet."""
+    for name in NEEDED:
+        importlib.import_module(name)
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:

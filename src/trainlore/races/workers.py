@@ -41,11 +41,15 @@ def workers(on: str, jobs: int) -> Iterator[Callable[[Iterable[dict[str, Any]], 
     # One process a slot, each in a pool of its own: one that dies takes only its own heat with it.
     slots: dict[int, ProcessPoolExecutor | None] = dict.fromkeys(range(jobs))
 
-    def started() -> ProcessPoolExecutor:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by the libraries when the process starts
-        return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent)
+    # One server imports what heats need, which takes seconds, and every worker is a fork of it, at once.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read by the libraries when the server starts
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(heats.NEEDED))
 
-    for slot in slots:  # imports take seconds, and what all heats share is made meanwhile
+    def started() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
+
+    for slot in slots:  # what all heats share is made meanwhile
         slots[slot] = started()
         slots[slot].submit(heats.warm)  # type: ignore[union-attr]
 
