@@ -1,6 +1,6 @@
-"""Compression against its peers: calibration time and quality, packed products, and the memory of a large model.
+"""Compression against its peers: calibration time and quality, orders and speed-ups promised, packed products, memory.
 
-python benchmarks/compression.py [gptq] [product] [memory]      gptq needs `llmcompressor` beside this package
+python benchmarks/compression.py [gptq] [orders] [structured] [product] [memory]      gptq needs `llmcompressor` beside this package
 """
 
 from __future__ import annotations
@@ -84,6 +84,118 @@ def gptq(rounds: int = 2, rows: int = 64) -> None:
     )  # fmt: skip
 
 
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+ORDERS = {  # what a paper promises: the method, and the rival whose held-out loss is no lower
+    "gptq": "round to nearest, 3 bits a channel",
+    "eora": "the plain decomposition of what 3 bits lost, rank 8",
+    "sparsegpt": "half of every layer's weights, by magnitude",
+}
+
+
+def small(corpus: str, steps: int = 300) -> tuple[Model, Data, Data]:
+    """A Llama of a million weights after some training on a corpus, rows to calibrate on and rows to judge by.
+
+    corpus: python-docs (the embedded world) or wikitext2 (its validation text to learn from, its test text to judge by).
+    """
+    if corpus == "python-docs":
+        from trainlore import worlds
+
+        seen, unseen = worlds.data("python-docs/pool"), worlds.data("python-docs/held_out")
+        seen, unseen = (d.take(np.unique(np.linspace(0, len(d) - 1, n).astype(int))) for d, n in ((seen, 6000), (unseen, 600)))  # fmt: skip
+    else:
+        parts = (Data.of(str(SHARED / corpus / f"{part}.txt")) for part in ("valid", "test"))
+        seen, unseen = (d.where([bool(text.strip()) for text in d.text("text")]) for d in parts)
+    run = Run(0)
+    model = run.step(load("bpe")(corpus=seen, vocab=2048), preset("llama-1m", window=128))
+    learnt, judged = (load("best_fit_packing")(model=model, length=128)(d) for d in (seen, unseen))
+    run.fit(model, learnt, load("cosine")(), steps=steps, batch_size=16, lr=3e-3, precision="fp32")
+    return model, learnt, judged.take(np.linspace(0, len(judged) - 1, 128).astype(int))
+
+
+def ordered(name: str, world: tuple[Model, Data, Data], seed: int, arm: str) -> float:
+    """Held-out loss of the model compressed by the method called `name`, or by its rival; the seed draws calibration rows."""
+    from trainlore.primitives.masks import matrices, weight_of
+    from trainlore.primitives.reparam import put_beside
+
+    whole, data, unseen = world
+    run, free, mine = Run(seed), {"tolerance": 99.0}, arm == "method"
+    if name == "sparsegpt":
+        rival = load("magnitude")(keep=0.5, scope="layer", **free)
+        made = run.step(load(name)(keep=0.5, rows=32, **free), whole.copy(), data) if mine else run.step(rival, whole.copy())  # fmt: skip
+    elif name == "gptq" and mine:
+        made = run.step(load(name)(bits=3, rows=32, **free), whole.copy(), data)
+    else:
+        made = run.step(load("nearest")(bits=3, **free), whole.copy())
+    if name == "eora" and mine:
+        made = run.step(load(name)(before=whole, rank=8, rows=32), made, data)
+    elif name == "eora":
+        for path, layer in matrices(made.net).items():
+            left, size, right = torch.linalg.svd(weight_of(whole.net.get_submodule(path)) - weight_of(layer), full_matrices=False)  # fmt: skip
+            root = size[:8].sqrt()
+            put_beside(made.net, path, left[:, :8] * root, root[:, None] * right[:8])
+        made = Model(made.net, made.kind, made.tokenizer)
+    return loss(made, unseen)
+
+
+def orders(seeds: int = 5) -> None:
+    """The orders of held-out loss that the papers promise, over draws of calibration rows, on two corpora."""
+    for corpus in ("python-docs", "wikitext2"):
+        if corpus != "python-docs" and not (SHARED / corpus).exists():
+            print(f"orders on {corpus}: not beside this repository, left out")
+            continue
+        world = small(corpus)
+        said = loss(world[0], world[2])
+        for name, rival in ORDERS.items():
+            mine, theirs = ([ordered(name, world, seed, arm) for seed in range(seeds)] for arm in ("method", "rival"))
+            gaps = [a - b for a, b in zip(mine, theirs, strict=True)]
+            print(
+                f"orders on {corpus}, a Llama of {world[0].size / 1e6:.1f} M, loss {said:.3f} whole: {statistics.mean(mine):.3f} by {name}, "
+                f"{statistics.mean(theirs):.3f} by its rival ({rival}); differences {min(gaps):+.3f} to {max(gaps):+.3f}, "
+                f"{'the order holds' if max(gaps) < 0 else 'THE ORDER DOES NOT HOLD'} ({seeds} draws of calibration rows)"
+            )  # fmt: skip
+
+
+def structured(
+    targets: tuple[float, ...] = (1.3, 1.5, 2.0), rounds: int = 15, rows: int = 8, length: int = 256
+) -> None:
+    """What the table of times that ziplm goes by promises of llama-15m, against passes of the model that is really smaller."""
+    from trainlore.primitives.anatomy import bodies
+    from trainlore.primitives.shrinking import count, shrink
+    from trainlore.primitives.sizing import fit_budget, table
+
+    model = preset("llama-15m", window=length)
+    ids = np.random.default_rng(0).integers(3, 4096, (rows, length)).astype(np.int32)
+    batch = Data.of({"input_ids": ids, "labels": ids}).batch(range(rows), model)
+    whole = [(body.groups, count(model.net, body)) for body in bodies(model)]
+    places = [(at, "heads", list(range(groups, -1, -1))) for at, (groups, _) in enumerate(whole)]
+    places += [(at, "neurons", [round(n * k / 16) for k in range(16, -1, -1)]) for at, (_, n) in enumerate(whole)]
+    times, rest = table(model, places, batch)
+    total = rest + sum(float(row[0]) for row in times)
+    weight = np.random.default_rng(1).uniform(
+        0.5, 1.5, len(places)
+    )  # so that blocks differ, as they do when errors are known
+    losses = [w * (1 - np.array(sizes) / sizes[0]) ** 2 for w, (_, _, sizes) in zip(weight, places, strict=True)]
+    for target in targets:
+        chosen = fit_budget(losses, times, total / target - rest)
+        predicted = total / (rest + sum(float(row[one]) for row, one in zip(times, chosen, strict=True)))
+        kept = [range(sizes[one]) for (_, _, sizes), one in zip(places, chosen, strict=True)]
+        small = shrink(model.copy(), kept[: len(whole)], kept[len(whole) :])
+        took: dict[str, list[float]] = {"whole": [], "cut": []}
+        with torch.no_grad():
+            for at in range(rounds + 2):
+                for name, one in (("whole", model), ("cut", small)):
+                    seconds = _clock(lambda one=one: one(batch))
+                    took[name] += [seconds] if at > 1 else []  # the first warm up
+        before, after = (statistics.median(seconds) for seconds in took.values())
+        gap = predicted * after / before - 1
+        print(
+            f"structured, {rows} rows of {length} tokens, {target}x asked: {predicted:.2f}x predicted, {before / after:.2f}x measured "
+            f"({before * 1e3:.0f} ms, then {after * 1e3:.0f}), {gap:+.1%}{'' if abs(gap) <= 0.15 else ': MORE THAN 15 % APART'}; "
+            f"{model.size / 1e6:.1f} M weights, then {small.size / 1e6:.1f} M; {rest / total:.0%} of a pass is what cannot be cut",
+            flush=True,
+        )  # fmt: skip
+
+
 def product(out: int = 4096, wide: int = 4096, group: int = 32) -> None:
     """torch's packed int4 product on the processor against dequantizing first and against the whole weight."""
     from trainlore.primitives.grids import Grid
@@ -150,5 +262,5 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["--wanda"]:
         _wanda(Path(sys.argv[2]))
     else:
-        for name in sys.argv[1:] or ["gptq", "product", "memory"]:
-            {"gptq": gptq, "product": product, "memory": memory}[name]()
+        for name in sys.argv[1:] or ["gptq", "orders", "structured", "product", "memory"]:
+            {"gptq": gptq, "orders": orders, "structured": structured, "product": product, "memory": memory}[name]()

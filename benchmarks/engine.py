@@ -1,6 +1,6 @@
 """The engine's promises: a sampler whose cost does not grow, checkpoints that do not stall, packing and training against trl.
 
-python benchmarks/engine.py [sampler] [checkpoints] [packing] [sft]      the last two need `trl` (pip install trl)
+python benchmarks/engine.py [sampler] [checkpoints] [mfu] [packing] [sft]      the last two need `trl` (pip install trl), mfu a GPU
 """
 
 from __future__ import annotations
@@ -144,6 +144,42 @@ def sft(steps: int = 30, rounds: int = 3, window: int = 256) -> None:
     print(f"llama-15m, {steps} steps of 4 packed rows of {window}: {steps * 4 * window / statistics.median(took['ours']):,.0f} tokens a second, trl's SFTTrainer {steps * 4 * window / statistics.median(took['trl']):,.0f}: {ratio:.2f} (at least 1.0)")  # fmt: skip
 
 
+PEAK = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+}  # dense bfloat16, as the makers say
+
+
+def mfu(
+    steps: int = 60, rows: int = 16, window: int = 1024, model: str = "llama-120m", compile: str = "inductor"
+) -> None:
+    """Share of the accelerator's bfloat16 peak that a training of packed rows uses, its first third left out."""
+    if not torch.cuda.is_available():
+        print("mfu: no CUDA device here")
+        return
+    name = torch.cuda.get_device_name()
+    run, ends = Run(0), []
+    plain = run.log
+    run.log = lambda record, **how: (ends.append((time.perf_counter(), record["work"])), plain(record, **how))  # type: ignore[method-assign]
+    run.fit(
+        preset(model, window=window),
+        tokens(rows * 8, window),
+        steps=steps,
+        batch_size=rows,
+        precision="bf16",
+        compile=compile,
+        lr=1e-4,
+    )
+    (begin, before), (end, after) = ends[steps // 3], ends[-1]
+    speed = (after - before) / (end - begin)
+    peak = next((v for k, v in PEAK.items() if k in name), None)
+    share = f"{100 * speed / peak:.1f} % of its peak of {peak / 1e12:.0f}" if peak else "its peak is not known here"
+    print(f"mfu: {model}, {rows} rows of {window} tokens a step, bf16, {compile}, on {name}: {(len(ends) - 1 - steps // 3) * rows * window / (end - begin):,.0f} tokens a second, {speed / 1e12:.1f} TFLOP/s, {share}; {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")  # fmt: skip
+
+
 def _words():
     from trainlore.worlds.tiny import world
 
@@ -153,6 +189,6 @@ def _words():
 if __name__ == "__main__":
     torch.set_num_threads(2)
     keep_freed()  # as the command line does; both sides have it
-    asked = sys.argv[1:] or ["sampler", "checkpoints", "packing", "sft"]
+    asked = sys.argv[1:] or ["sampler", "checkpoints", "mfu", "packing", "sft"]
     for name in asked:
-        {"sampler": sampler, "checkpoints": checkpoints, "packing": packer, "sft": sft}[name]()
+        {"sampler": sampler, "checkpoints": checkpoints, "mfu": mfu, "packing": packer, "sft": sft}[name]()

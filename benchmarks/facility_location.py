@@ -6,8 +6,10 @@
 
 One process and one thread each, by the lazy greedy of each, on rows around 200 centres. Two figures: from the rows on (the
 packages get their similarities from numpy's product, the quickest they can have them), and the greedy alone with all
-similarities given. Seconds are those of the CPU, so that a busy machine does not matter. Ours does not need the
-similarities of all pairs at once: the last lines choose among very many rows.
+similarities given. Seconds are those of the CPU, so that a busy machine does not matter; a package that takes longer than
+`--limit` or more memory than `--memory` is stopped, and the line says so. Ours does not need the similarities of all pairs
+at once. The last lines choose among very many rows, by a random sample of them to be covered and by random candidates:
+what the choice is worth to all rows, as shares of an exact greedy on a sample, and against as many rows at random.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -79,59 +82,88 @@ def apricot(x: np.ndarray, count: int, given: bool) -> tuple[float, list[int]]:
 TOOLS = {"ours": ours, "submodlib": submodlib, "apricot": apricot}
 
 
-def large(rows: int, count: int, cover: int) -> tuple[float, list[int]]:
-    """Ours on very many rows, of which some at random are to be covered."""
+def stochastic(x: np.ndarray, count: int, given: bool) -> tuple[float, list[int]]:
+    """Ours, each row the best of a few at random."""
     import torch
 
     from trainlore.primitives.greedy import facility_location
 
     torch.set_num_threads(1)
-    x = torch.from_numpy(points(rows))
-    some = torch.from_numpy(np.random.default_rng(1).permutation(rows)[:cover])
+    rng, rows = torch.Generator().manual_seed(0), torch.from_numpy(x)
     start = time.process_time()
-    chosen, _ = facility_location(x, count, reference=x[some])
+    chosen, _ = facility_location(rows, count, mode="stochastic", generator=rng)
     return time.process_time() - start, chosen.tolist()
 
 
-def measured(python: str, what: list[str]) -> dict[str, Any] | str:
-    """A process of its own; why not, where it failed."""
-    done = subprocess.run([python, __file__, *what], capture_output=True, text=True)
+def covering(x: np.ndarray, count: int, cover: int) -> tuple[float, list[int]]:
+    """Ours, where only some rows at random are to be covered."""
+    import torch
+
+    from trainlore.primitives.greedy import facility_location
+
+    torch.set_num_threads(1)
+    rows = torch.from_numpy(x)
+    some = torch.from_numpy(np.random.default_rng(1).permutation(len(x))[:cover])
+    start = time.process_time()
+    chosen, _ = facility_location(rows, count, reference=rows[some])
+    return time.process_time() - start, chosen.tolist()
+
+
+def sampled(x: np.ndarray, count: int, some: int) -> tuple[float, list[int]]:
+    """The exact greedy of a random sample of the rows, which are all it may choose and all it covers."""
+    rows = np.random.default_rng(2).permutation(len(x))[:some]
+    seconds, chosen = ours(x[rows], count, False)
+    return seconds, rows[chosen].tolist()
+
+
+def measured(python: str, what: list[str], limit: float = 3600, memory: float = 1000) -> dict[str, Any] | str:
+    """A process of its own; why not, where it failed or went over the limits (seconds, GiB)."""
+
+    def limits() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(limit) + 1, int(limit) + 2))
+        resource.setrlimit(resource.RLIMIT_AS, (int(memory * 2**30),) * 2)
+
+    try:
+        command = [python, __file__, *what]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=4 * limit, preexec_fn=limits)
+    except subprocess.TimeoutExpired:
+        return f"stopped after {4 * limit:.0f} s by the clock"
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"stopped after {limit:.0f} s"
+    if "MemoryError" in done.stderr or "bad_alloc" in done.stderr:
+        return f"stopped at {memory:.0f} GiB"
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--large-rows", type=int, default=1_000_000, help="rows of the last run; 0 leaves it out")
-    parser.add_argument("--cover", type=int, default=20_000, help="rows to be covered in the last run")
-    parser.add_argument("--peers", default=sys.executable, help="the interpreter that has the packages")
-    parser.add_argument("--without", nargs="*", default=[], choices=("submodlib", "apricot"))
-    parser.add_argument("--only", choices=(*TOOLS, "large"), help=argparse.SUPPRESS)
-    parser.add_argument("--given", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.only:
-        if args.only == "large":
-            seconds, chosen = large(args.large_rows, args.count, args.cover)
-        else:
-            seconds, chosen = TOOLS[args.only](points(args.rows), args.count, args.given)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        return print(json.dumps({"seconds": seconds, "chosen": chosen, "peak": peak}))
+def only(args: argparse.Namespace) -> None:
+    """What a process of its own does: print seconds, choice and peak as JSON."""
+    x = points(args.large_rows if args.large else args.rows)
+    if args.only == "covering":
+        seconds, chosen = covering(x, args.count, args.cover)
+    elif args.only == "sampled":
+        seconds, chosen = sampled(x, args.count, args.cover)
+    else:
+        seconds, chosen = {**TOOLS, "stochastic": stochastic}[args.only](x, args.count, args.given)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"seconds": seconds, "chosen": chosen, "peak": peak}))
 
-    shape = ["--rows", str(args.rows), "--count", str(args.count)]
+
+def against(args: argparse.Namespace) -> None:
+    """Ours and the packages on rows of which all pairs fit in memory."""
+    shape = ["--rows", str(args.rows), "--count", str(args.count), "--cover", str(args.rows // 4)]
     x = points(args.rows)
     print(f"{args.count} of {args.rows:,} rows of 64 numbers; CPU seconds of one thread, peak memory of the process")
     first: dict[bool, dict[str, Any]] = {}
     for tool in (t for t in TOOLS if t not in args.without):
         for given in (False, True):
-            python = sys.executable if tool == "ours" else args.peers
-            out = measured(python, ["--only", tool, *shape, *(["--given"] if given else [])])
+            python, limits = (sys.executable, ()) if tool == "ours" else (args.peers, (args.limit, args.memory))
+            out = measured(python, ["--only", tool, *shape, *(["--given"] if given else [])], *limits)
             name = f"  {tool:<10} {'similarities given' if given else 'from the rows':<19}"
             if isinstance(out, str):
-                print(f"{name} not measured: {out}")
-                break
+                print(f"{name} not measured: {out}", flush=True)
+                continue
             out["value"] = value(x, out["chosen"])
             mine = first.setdefault(given, out)
             print(
@@ -141,14 +173,53 @@ def main() -> None:
             )
             if abs(out["value"] / mine["value"] - 1) > 1e-6:
                 sys.exit(f"{tool} reached another value than ours: {out['value']} and {mine['value']}")
-    if args.large_rows:
-        many = ["--large-rows", str(args.large_rows), "--cover", str(args.cover), "--count", str(args.count)]
-        out = measured(sys.executable, ["--only", "large", *many])
+    for name in ("stochastic", "covering"):
+        out = measured(sys.executable, ["--only", name, *shape])
         if isinstance(out, str):
-            sys.exit(f"the large run failed: {out}")
+            sys.exit(f"{name} failed: {out}")
+        share = value(x, out["chosen"]) / first[False]["value"]
+        said = "stochastic" if name == "stochastic" else "a quarter of the rows covered"
+        print(f"  ours, {said:<30} {out['seconds']:8.2f} s  {out['peak']:6.2f} GiB  {share:.2%} of the exact value")
+
+
+def very_many(args: argparse.Namespace) -> None:
+    """Ours on rows of which not all pairs fit anywhere."""
+    shape = ["--large", "--large-rows", str(args.large_rows), "--count", str(args.count), "--cover", str(args.cover)]
+    x = points(args.large_rows)
+    chance = value(x, np.random.default_rng(3).permutation(len(x))[: args.count].tolist())
+    print(f"{args.count} of {args.large_rows:,} rows; what they are worth to all rows, against as many at random")
+    for name, said in (
+        ("covering", f"all rows to choose from, {args.cover:,} at random to be covered"),
+        ("sampled", f"the exact greedy of {args.cover:,} rows at random"),
+    ):
+        out = measured(sys.executable, ["--only", name, *shape])
+        if isinstance(out, str):
+            sys.exit(f"{name} failed: {out}")
+        worth = value(x, out["chosen"])
         print(
-            f"  ours, {args.count} of {args.large_rows:,} rows, {args.cover:,} to be covered: {out['seconds']:.0f} s, {out['peak']:.2f} GiB"
+            f"  {said:<60} {out['seconds']:7.1f} s  {out['peak']:5.2f} GiB  {worth / chance:.4f} x random", flush=True
         )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--large-rows", type=int, default=1_000_000, help="rows of the last run; 0 leaves it out")
+    parser.add_argument("--cover", type=int, default=10_000, help="rows to be covered in the last run")
+    parser.add_argument("--peers", default=sys.executable, help="the interpreter that has the packages")
+    parser.add_argument("--without", nargs="*", default=[], choices=("submodlib", "apricot"))
+    parser.add_argument("--limit", type=float, default=600, help="CPU seconds a package may take")
+    parser.add_argument("--memory", type=float, default=16, help="GiB of addresses a package may take")
+    parser.add_argument("--only", choices=(*TOOLS, "stochastic", "covering", "sampled"), help=argparse.SUPPRESS)
+    parser.add_argument("--given", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--large", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.only:
+        return only(args)
+    against(args)
+    if args.large_rows:
+        very_many(args)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def test_recipes_in_the_text_validate(path, raw, tmp_path, monkeypatch):
 
 def test_the_overrides_in_the_text_are_taken():
     """Every --set of a `trainlore run` or `validate` line, on the first recipe of its page or the starter it names."""
-    from trainlore.cli import recipe_path
+    from trainlore.cli.shipped import recipe_path
 
     tried = 0
     for page in (DOCS / "recipes.md", DOCS / "cli.md"):

@@ -73,6 +73,9 @@ def page(name: str) -> str:
         for f, d in e["fields"].items()
     )
     fields = f"## Fields\n\n| field | type | default | |\n|---|---|---|---|\n{rows}\n\n" if rows else ""
+    memory = ""
+    if "needs_memory" in e:
+        memory = f"## Memory\n\n`{e['needs_memory']}` bytes beside the data, where `width` numbers embed a row.\n\n"
     slots = f" · slots: {', '.join(f'`{s}`' for s in e['slots'])}" if e["slots"] and e["kind"] == "Part" else ""
     path = e["at"].partition(":")[0].replace(".", "/")
     cited = card.get("lit") or []
@@ -80,7 +83,7 @@ def page(name: str) -> str:
     return (
         f"# {card['title']}\n\n*{e['summary']}*\n\n"
         f"`{name}` · {e['kind']}{slots} · {card['family']} · {card['year']} · {paper_link(card)}{lit} · {card['status']} · **{verdict(name)}**\n\n"
-        f"{_fenced(prose)}\n\n{fields}## In a recipe\n\n```yaml\n{recipe_of(name)}\n```\n\nSource: `src/{path}.py`, line {e['line']}.\n"
+        f"{_fenced(prose)}\n\n{fields}{memory}## In a recipe\n\n```yaml\n{recipe_of(name)}\n```\n\nSource: `src/{path}.py`, line {e['line']}.\n"
     )
 
 

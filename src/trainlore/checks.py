@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainlore.execute import build
+from trainlore import needs
+from trainlore.building import build
 from trainlore.nouns import Data, Model, Report
 from trainlore.registry import entry, load
 from trainlore.runs import Run
@@ -170,6 +171,15 @@ def ranges_hold_the_defaults(name: str) -> None:
         _must(
             said[0] <= default <= said[1] if between else default in said, f"{name}: {field}={default} is not in {said}"
         )
+
+
+def says_what_memory_it_needs(name: str) -> None:
+    """What it says it needs of memory is a number of bytes that grows with the rows."""
+    if "needs_memory" not in entry(name):
+        return
+    fields = {k: nouns_of(name)["data"] for k, f in entry(name)["fields"].items() if "Data" in f["type"]}
+    few, many = (needs.bytes_of(name, rows, 64, fields) or 0 for rows in (1000, 1_000_000))
+    _must(0 < few < many, f"{name}: needs_memory gives {few} bytes for 1,000 rows and {many} for a million")
 
 
 def is_deterministic(name: str) -> None:
@@ -338,6 +348,7 @@ EVERY: list[Callable[[str], None]] = [
     imports_only_what_it_may,
     is_tried,
     ranges_hold_the_defaults,
+    says_what_memory_it_needs,
     is_deterministic,
 ]
 PARTS: list[Callable[[str], None]] = [

@@ -73,6 +73,11 @@ class Worker:
 
     def __init__(self, what: Any) -> None:
         import ray
+        from torch.utils.hooks import RemovableHandle
+
+        RemovableHandle.next_id += (
+            1 << 32
+        )  # a model's hooks come with the numbers they had: none made here has the same
 
         self.what = ray.get(what)
 

@@ -237,7 +237,7 @@ def _front(points: list[Point]) -> list[Point]:
 def page(record: dict[str, Any]) -> str:
     """The report of a search: the front as a picture, and every form that was tried."""
     from trainlore.figures import sizes
-    from trainlore.page import CSS, esc, table
+    from trainlore.page.pieces import CSS, esc, table
 
     rows = [
         [

@@ -115,12 +115,14 @@ def watch(net: nn.Module) -> None:
 
 
 READ = ("input_ids", "pixel_values", "inputs_embeds", "features", "decoder_input_ids")
+HIDDEN = (("hidden_states", 0.0, 1.0), ("encoder_hidden_states", 0.0, 0.5), ("decoder_hidden_states", 0.5, 1.0))
 
 
 def _shape(x: Tensor, kwargs: dict) -> tuple[Any, ...]:
-    """What a row costs depends on this: the shape of what is read, and of what is written beside it."""
-    written = kwargs.get("decoder_input_ids")
-    return (*x.shape[1:], *(("to", *written.shape[1:]) if isinstance(written, Tensor) else ()))
+    """What a row costs depends on this: the shape of what is read and of what is written beside it, and how many logits."""
+    written, few = kwargs.get("decoder_input_ids"), kwargs.get("logits_to_keep")
+    said = ("to", *written.shape[1:]) if isinstance(written, Tensor) else ()
+    return (*x.shape[1:], *said, *(("of", few) if few and isinstance(few, int) else ()))
 
 
 def _main_input(args: tuple, kwargs: dict) -> Tensor | None:
@@ -157,22 +159,41 @@ def _after(net: Any, args: tuple, kwargs: dict, out: Any) -> None:
         meter.forward += work
         meter.rows += len(x)
         meter.tokens += x.numel() if not x.is_floating_point() else len(x)
-    result = next(
-        (
-            v
-            for v in (out, getattr(out, "logits", None), getattr(out, "last_hidden_state", None))
-            if isinstance(v, Tensor)
-        ),
-        None,
-    )
-    if result is not None and result.requires_grad and torch.is_grad_enabled():
-        share = net._trained
+    if not torch.is_grad_enabled():
+        return
+    weights = 1 + net._trained
+    spent: dict[int, float] = {}  # by backward pass: how much of this forward pass it has paid for
 
+    def bill(share: float) -> Any:
         def paid(grad: Tensor) -> None:
-            for meter in meters:
-                meter.backward += work * (1 + share)
+            task = torch._C._current_graph_task_id()
+            more = share - spent.get(task, 0.0)
+            if more > 0:
+                spent[task] = share
+                for meter in meters:
+                    meter.backward += work * weights * more
 
-        result.register_hook(paid)
+        return paid
+
+    for place, share in _entries(out):
+        if place.requires_grad:
+            place.register_hook(bill(share))
+
+
+def _entries(out: Any) -> list[tuple[Tensor, float]]:
+    """Where a loss may enter what a pass gave, and the share of the pass that lies below: its answer, and hidden states.
+
+    A gradient that enters at hidden layer i of n is paid for as i / n of the pass; of several that enter, the highest.
+    Encoder and decoder count as a half each.
+    """
+    answers = (out, getattr(out, "logits", None), getattr(out, "last_hidden_state", None))
+    found = [(v, 1.0) for v in answers if isinstance(v, Tensor)][:1]
+    for name, low, high in HIDDEN:
+        states = getattr(out, name, None)
+        if isinstance(states, tuple | list) and len(states) > 1:
+            rise = (high - low) / (len(states) - 1)
+            found += [(v, low + at * rise) for at, v in enumerate(states) if isinstance(v, Tensor)]
+    return found
 
 
 def _counter() -> Any:

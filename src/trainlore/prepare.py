@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainlore.cli import esc, say
+from trainlore.console import esc, say
 from trainlore.errors import Bad
 from trainlore.execute import execute
 from trainlore.nouns import Data, Model

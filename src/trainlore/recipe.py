@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,14 @@ class Recipe(msgspec.Struct, frozen=True):
 
 def read(source: str | Path | dict, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe file (or mapping), apply `steps.3.keep=0.2` overrides, and plan it. Raises Bad with every error."""
+    spec, text = parsed(source, Spec, "recipe", overrides, _override)
+    return Recipe(spec, plan(spec), text)
+
+
+def parsed(
+    source: str | Path | dict, form: Any, what: str, overrides: list[str] | None, override: Callable[[Any, str], None]
+) -> tuple[Any, str]:
+    """A YAML file (or mapping) with its overrides as a struct of this form, and as text. Raises Bad where it is none."""
     import yaml
 
     if isinstance(source, dict):
@@ -79,19 +88,19 @@ def read(source: str | Path | dict, overrides: list[str] | None = None) -> Recip
     else:
         path = Path(source)
         if not path.is_file():
-            raise Bad(f"no recipe {source}")
+            raise Bad(f"no {what} {source}")
         try:
             raw = yaml.safe_load(path.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise Bad(f"{source} is not YAML: {' '.join(str(error).split())}") from None
-    for override in overrides or []:
-        _override(raw, override)
+    for change in overrides or []:
+        override(raw, change)
     try:
-        spec = msgspec.convert(raw, Spec)
+        spec = msgspec.convert(raw, form)
     except msgspec.ValidationError as error:
-        known = f"; a recipe has {', '.join(Spec.__struct_fields__)}" if "unknown field" in str(error) else ""
-        raise Bad(f"not a recipe: {error}{known}") from None
-    return Recipe(spec, plan(spec), yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+        known = f"; a {what} has {', '.join(form.__struct_fields__)}" if "unknown field" in str(error) else ""
+        raise Bad(f"not a {what}: {error}{known}") from None
+    return spec, yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
 
 
 def _override(raw: Any, text: str) -> None:

@@ -20,10 +20,13 @@ HERE = Path(__file__).parent
 INDEX = HERE / "_index.json"
 GROUP = "trainlore.methods"
 VERBS = ("Curate", "Shape", "Fit", "Measure", "Part")
-LITERALS = ("needs", "gives", "null", "tiny", "ranges", "rowwise", "keeps", "known", "tolerance", "alone", "sharded")
+LITERALS = (
+    "needs", "gives", "null", "tiny", "ranges", "rowwise", "keeps", "known", "tolerance", "alone", "sharded",
+    "needs_memory",
+)  # fmt: skip
 RANGES = re.compile(
-    r"^    (?:ranges = |alone = \"|sharded = True).*\n", re.M
-)  # where others may look for better values: no part of what was measured
+    r"^    (?:ranges = |alone = \"|sharded = True|needs_memory = ).*\n", re.M
+)  # what is told of a method, beside what it does: no part of what was measured
 
 
 def scan(folder: Path, package: str) -> dict[str, dict[str, Any]]:

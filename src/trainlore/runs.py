@@ -18,7 +18,7 @@ from torch import Tensor
 
 from trainlore import randomness
 from trainlore.errors import Bad
-from trainlore.meter import Meter
+from trainlore.meter import Meter, watch
 from trainlore.nouns import Batch, Data, Model, Report
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 EVERY = 20.0  # seconds between checkpoints
 BLOCK = 1 << 14  # rows that are encoded and sorted by length together, and travel together on a cluster
+TOKENS = 4096  # of a pass on a CPU, with padding: what its caches like, a quarter faster than 64 long rows at once
 
 
 class Interrupted(KeyboardInterrupt):
@@ -273,76 +274,110 @@ def _passed(
     first: int,
     *,
     model: Model,
-    read: Callable[[Model, Batch], Sequence[Tensor]],
+    read: Callable[[Model, Batch, Batch], Sequence[Tensor]],
     size: int,
     truncate: bool,
     told: Callable[[int], None] | None,
 ) -> list[Tensor]:
-    """All that `read(model, batch)` gives, over a block of rows: each (R,...) on the CPU, in the order of the rows."""
+    """All that `read` gives, over a block of rows: each (R,...) on the CPU, in the order of the rows.
+
+    `read(model, batch, given)`: `given` is what of the batch the network is to be given. On an accelerator the next batch
+    is made, and the last answer fetched, while this one is computed.
+    """
+    from trainlore.feeding import Ahead
     from trainlore.placement import to
     from trainlore.readiness import prepared
 
     data, device, was = prepared(model, rows, truncate), model.device, model.net.training
-    order = _by_length(data)
-    size = _pass_size(data, order, size, device)
-    found = []
+    cuts = passes(data, size, TOKENS if device.type == "cpu" else None)
+    hidden = {"attention_mask"} if _unmasked(model, rows) else set()
+    found: list[list[Tensor]] = []
+    waiting: list[Tensor] = []
+    away = device.type == "cuda"
     model.net.eval()
     try:
-        for at in range(0, len(order), size):
-            batch = to(data.batch(order[at : at + size], model), device)
-            batch["row"] = batch["row"] + first
-            found.append([values.detach().cpu() for values in read(model, batch)])
-            if told is not None:
-                told(len(batch["row"]))
+        with Ahead(lambda t, n: data.batch(cuts[t], model) if t < len(cuts) else {}, int(away), away) as ahead:
+            for t in range(len(cuts)):
+                batch = to(ahead(t, 0), device)
+                batch["row"] = batch["row"] + first
+                values = [v.detach() for v in read(model, batch, {k: v for k, v in batch.items() if k not in hidden})]
+                if t:
+                    found.append([v.cpu() for v in waiting])
+                waiting = values
+                if told is not None:
+                    told(len(batch["row"]))
+        found.append([v.cpu() for v in waiting])
     finally:
         model.net.train(was)
-    back = torch.from_numpy(np.argsort(order, kind="stable"))
+    back = torch.from_numpy(np.argsort(np.concatenate(cuts), kind="stable"))
     return [torch.cat(parts)[back] for parts in zip(*found, strict=True)]
 
 
-def _asked(what: Sequence[Callable[[Batch, Tensor], Tensor]], model: Model, batch: Batch) -> list[Tensor]:
-    out = model(batch)
+def passes(data: Data, size: int, tokens: int | None = None) -> list[np.ndarray]:
+    """Row positions of each pass over the data: at most `size` rows and, if given, `tokens` tokens with their padding.
+
+    Token rows go from long to short: one pass pads little, and memory peaks at once.
+    """
+    column = next((c for c in ("input_ids", "chosen_input_ids") if c in data.columns), None)
+    if column is None:
+        return np.split(np.arange(len(data)), range(size, len(data), size))
+    length = np.diff(data.lists(column)[1])
+    order, found, at = np.argsort(-length, kind="stable"), [], 0
+    while at < len(order):
+        wide = max(8, -(-int(length[order[at]]) // 8) * 8)
+        found.append(order[at : at + (size if tokens is None else max(1, min(size, tokens // wide)))])
+        at += len(found[-1])
+    return found
+
+
+def _unmasked(model: Model, rows: Data) -> bool:
+    """Whether the network can do without a mask of the padding: it is on the right, where no place of a causal one looks.
+
+    Without it attention runs in its fast causal form, which reads half of the pairs.
+    """
+    looks_back = getattr(getattr(model.net, "config", None), "is_causal", True)
+    return model.kind == "causal" and looks_back and "attention_mask" not in rows.columns
+
+
+def _asked(what: Sequence[Callable[[Batch, Tensor], Tensor]], model: Model, batch: Batch, given: Batch) -> list[Tensor]:
+    out = model(given)
     return [function(batch, out) for function in what]
 
 
-def _hidden(model: Model, batch: Batch) -> list[Tensor]:
-    return [_last(model, batch)]
+def _hidden(model: Model, batch: Batch, given: Batch) -> list[Tensor]:
+    return [_last(model, batch, given)]
 
 
-def _by_length(data: Data) -> np.ndarray:
-    """Row positions from long to short: one pass pads little, and memory peaks at once."""
-    for column in ("input_ids", "chosen_input_ids"):
-        if column in data.columns:
-            _, offsets = data.lists(column)
-            return np.argsort(-np.diff(offsets), kind="stable")
-    return np.arange(len(data))
-
-
-def _pass_size(data: Data, order: np.ndarray, size: int, device: torch.device) -> int:
-    """Rows of one pass: on a CPU no more tokens than its caches like, a quarter faster than 64 long rows at once."""
-    if device.type != "cpu" or "input_ids" not in data.columns or not len(order):
-        return size
-    _, offsets = data.lists("input_ids")
-    longest = int(offsets[order[0] + 1] - offsets[order[0]])
-    return max(1, min(size, 4096 // max(1, longest)))
-
-
-def _last(model: Model, batch: Batch) -> Tensor:
+def _last(model: Model, batch: Batch, given: Batch) -> Tensor:
     config = getattr(model.net, "config", None)
     if config is None:
         seen: list[Tensor] = []
         last = [m for m in model.net.modules() if isinstance(m, torch.nn.Linear)][-1]
         hook = last.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
         try:
-            model(batch)
+            model(given)
         finally:
             hook.remove()
         return seen[-1].float()
-    given = {k: batch[k] for k in ("input_ids", "attention_mask", "pixel_values") if k in batch}
-    encoder = model.net.get_encoder() if model.kind == "seq2seq" else model.net  # type: ignore[operator]
-    out = encoder(**given, output_hidden_states=True)
-    hidden = out.hidden_states[-1].float()
-    mask = batch.get("attention_mask")
+    fed: dict[str, Any] = {k: given[k] for k in ("input_ids", "attention_mask", "pixel_values") if k in given}
+    body, hidden = _body(model), None
+    if model.input == "input_ids":  # without the output layer: its logits are much of the work, and nobody reads them
+        hidden = getattr(
+            body(**fed, **({"use_cache": False} if model.kind == "causal" else {})), "last_hidden_state", None
+        )
+    if hidden is None:
+        hidden = (body if model.kind == "seq2seq" else model.net)(**fed, output_hidden_states=True).hidden_states[-1]
+    hidden, mask = hidden.float(), batch.get("attention_mask")
     if mask is None or mask.shape != hidden.shape[:2]:
         return hidden.mean(1)
     return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _body(model: Model) -> torch.nn.Module:
+    """The network under the output layer (of a seq2seq model its encoder), on the meter like the whole."""
+    net: Any = model.net
+    body = net.get_encoder() if model.kind == "seq2seq" else getattr(net, "base_model", net)
+    if body is not net and getattr(body, "_priced", None) is not net._flops:  # new, or changed since
+        watch(body)
+        object.__setattr__(body, "_priced", net._flops)
+    return body

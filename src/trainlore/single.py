@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from trainlore import cluster, store, trail
-from trainlore.cli import esc, say
+from trainlore.building import build
+from trainlore.console import esc, say
 from trainlore.errors import Bad
-from trainlore.execute import build, describe
 from trainlore.nouns import Data, Model, Report
 from trainlore.recipe import TAKES, _fields
 from trainlore.registry import entry, near
@@ -162,17 +162,21 @@ def _told(result: Any, given: Any, out: Path | None) -> str:
             "\n".join(f"{m.metric} {m.value:.5g} ± {m.stderr:.2g} (n = {len(m.values):,})" for m in result.measured)
             + to
         )
-    return f"{describe(result)['model']['size'] / 1e6:.2f} M weights{to}"
+    return f"{result.size / 1e6:.2f} M weights{to}"
 
 
-def export(source: Path, to: Path, name: str | None, force: bool, form: str = "hf") -> dict[str, Any]:
-    """Write a model for a runtime and hold what that makes of it against what it was: the record of the gate."""
+def export(
+    source: Path, to: Path, name: str | None, force: bool, form: str = "hf", data: str | None = None
+) -> dict[str, Any]:
+    """Write a model for a runtime and hold what that makes of it against what it was: the record of the gate.
+
+    `data` names rows to judge by; without, rows are found (see `exports.rows`)."""
     from trainlore import exports
 
     exports.module(form)  # a format that is not there is said before a model is loaded
     if to.exists() and not force:
         raise Bad(f"{to} exists: say --force to replace it")
-    return exports.write(model_in(source, name), to, form, force)
+    return exports.write(model_in(source, name), to, form, force, Data.of(data) if data else None)
 
 
 def model_in(source: Path, name: str | None = None) -> Model:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from trainlore import meter
+from trainlore import meter, needs
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model, Report
 from trainlore.primitives import losses as L
@@ -44,6 +44,9 @@ def run_step(run: Run, method: Any, *nouns: Any) -> Any:
     if len(nouns) != len(takes) or not all(isinstance(n, t) for n, t in zip(nouns, takes, strict=False)):
         said = ", ".join(type(n).__name__ for n in nouns) or "nothing"
         raise Bad(f"{_name(method)} takes {' and '.join(t.__name__ for t in takes)}, not {said}")
+    for noun in nouns:
+        if isinstance(noun, Data) and (need := needs.of_method(method, noun)):
+            needs.held_against([need])
     before = logits_of(run, nouns[0]) if gives is Model and isinstance(method, Shape | Fit) else None
     paid, start = run.meter.work, time.perf_counter()
     with run.meter.running():

@@ -99,7 +99,7 @@ def _has(folder: Path, steps: list[dict[str, Any]], start: str, id: int) -> bool
     if len(_children(steps[at]["out"], id)):
         return True
     from trainlore import recipe
-    from trainlore.execute import given
+    from trainlore.given import given
 
     try:
         spec = recipe.read(folder / "recipe.yaml").spec

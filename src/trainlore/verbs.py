@@ -24,6 +24,7 @@ class Step:
     tiny: ClassVar[dict[str, Any] | None] = None  # how the contract tries it: a world's name, then fields
     null: ClassVar[dict[str, Any] | None] = None  # the fields that make it do exactly nothing
     ranges: ClassVar[Mapping[str, list[Any]]] = {}  # where tuning looks, by field: [low, high], with "log", or choices
+    needs_memory: ClassVar[str] = ""  # bytes beside its data, where they are many: a formula; see trainlore.needs
 
     if TYPE_CHECKING:  # the engine's form has a run in front; a person leaves it out
 

@@ -9,6 +9,7 @@ import transformers as hf
 import yaml
 
 from trainlore import recipe as recipes
+from trainlore.checks import make
 from trainlore.errors import Bad
 from trainlore.execute import execute
 from trainlore.nouns import Data, Model
@@ -372,3 +373,153 @@ def test_a_model_without_a_tokenizer():
         Run(0).generate(Model.of("llama-1m"), ["a"])
     with pytest.raises(Bad, match="does not write text"):
         Run(0).generate(Model(tiny.llama().net, "encoder", tiny.llama().tokenizer), ["a"])
+
+
+# ---- rows for the methods that choose, clean and add
+
+
+def curated(name, world=None, rows=None, **changes):
+    """The method as its `tiny` says, on these rows of its tiny world (or on others)."""
+    nouns = world or tiny.world(load(name).tiny["world"])
+    return Run(3).step(make(name, nouns, **changes), nouns["data"] if rows is None else rows)
+
+
+def table(data, rows):
+    return Data(data.take(np.asarray(rows)).arrow())
+
+
+def broken(model):
+    model = model.copy()
+    for weight in model.net.parameters():
+        weight.data.fill_(float("nan"))
+    return model
+
+
+KEEPING = "random_rows k_centre herding core_set facility_location kmeans_quality el2n grand dsir metaclip color_filter got_d rds"
+VECTORS = (
+    "aflite k_centre herding core_set facility_location kmeans_quality vote_k embedding_duplicates search_and_prune"
+)
+
+
+@pytest.mark.parametrize("name", KEEPING.split())
+def test_a_share_that_rounds_to_no_row_keeps_one(name):
+    assert len(curated(name, keep=1e-9)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("exact_duplicates", 1), ("near_duplicates", 1), ("embedding_duplicates", 1), ("decontaminate", 64), ("eda", 192)]
+    + [(name, 16) for name in ("random_rows", "kmeans_quality", "dsir", "color_filter", "got_d", "rds", "dfn")]
+    + [(name, 6) for name in ("k_centre", "herding", "core_set", "facility_location")]
+    + [("vote_k", 20), ("uncertainty", 10), ("bald", 10), ("pcoreset", 10), ("el2n", 32), ("aum", 64)],
+)  # fmt: skip
+def test_rows_that_are_all_the_same(name, left):
+    nouns = tiny.world(load(name).tiny["world"])
+    assert len(curated(name, nouns, table(nouns["data"], [0] * 64))) == left
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "says"),
+    [
+        ("dsir", "target", "target has no words"),
+        ("dfn", "trusted", "dfn's trusted data was given no rows"),
+        ("rds", "target", "rds's target was given no rows"),
+        ("got_d", "target", "got_d's target was given no rows"),
+        ("search_and_prune", "target", "search_and_prune's `target` was given no rows"),
+        ("decontaminate", "tests", "decontaminate's `tests` was given no rows"),
+        ("attribution_filter", "unsafe", "attribution_filter's unsafe examples was given no rows"),
+    ],
+)
+def test_a_target_without_rows_is_named_and_one_larger_than_the_pool_is_not(name, field, says):
+    nouns = tiny.world(load(name).tiny["world"])
+    given = load(name).tiny[field]
+    key = (given if isinstance(given, str) else given[0])[1:]
+    with pytest.raises(Bad, match=says) as error:
+        curated(name, {**nouns, key: nouns[key].take([])})
+    said(error)
+    few = {"keep": 0.9} if name == "search_and_prune" else {}
+    assert 0 < len(curated(name, nouns, table(nouns["data"], range(20)), **few)) <= 20 < len(nouns[key])
+
+
+@pytest.mark.parametrize("name", VECTORS.split())
+def test_embeddings_that_are_not_finite(name):
+    features = ROWS["features"].copy()
+    features[3, 5] = np.nan
+    with pytest.raises(
+        Bad, match=f"{name}: column='features' gives vectors with values that are not finite for 1 of {N} rows"
+    ):
+        curated(name, rows=ROWS.with_(features=features))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("el2n", "scores are not a number"), ("grand", "scores are not a number"), ("preselect", "gives losses that are not finite")]
+    + [(name, "the network's shares are not finite for .* rows: has it diverged") for name in ("uncertainty", "bald", "batch_bald", "pcoreset")]
+    + [("got_d", "got_d: encoder=.* not finite"), ("rds", "not finite: its weights are broken"), ("color_filter", "scores are not a number")]
+    + [("attribution_filter", "scores are not a number"), ("fewgen", "the prefixes are not finite")],
+)  # fmt: skip
+def test_networks_whose_weights_are_not_finite(name, says):
+    nouns = tiny.world(load(name).tiny["world"])
+    for key, noun in nouns.items():
+        if isinstance(noun, Model):
+            nouns[key] = broken(noun)
+        elif isinstance(noun, list):
+            nouns[key] = [broken(one) for one in noun]
+    with pytest.raises(Bad, match=says) as error:
+        curated(name, nouns)
+    said(error)
+
+
+@pytest.mark.parametrize("name", ["rds", "got_d"])
+def test_pairs_where_one_text_a_row_is_read(name):
+    pairs, nouns = tiny.world("pairs")["data"], tiny.world("text")
+    for world, rows, whose in ((nouns, pairs, name), ({**nouns, "target": pairs}, None, f"{name}'s target")):
+        for one in (rows, rows and rows.without(*(c for c in rows.columns if c.endswith(("_ids", "labels"))))):
+            with pytest.raises(Bad, match=f"{whose} holds pairs of a chosen and a rejected answer"):
+                curated(name, world, one)
+
+
+def test_one_class_only():
+    one = ROWS.with_(label=np.zeros(N, np.int64))
+    assert 0 < len(curated("aum", rows=one)) <= N and 0 < len(curated("aflite", rows=one)) <= N
+    texts = tiny.world("text")["data"]
+    for name in ("fewgen", "unigen", "tuned_generator"):
+        with pytest.raises(Bad, match="column 'domain' has the one value 'a'"):
+            curated(name, rows=texts.with_(domain=["a"] * len(texts)))
+    with pytest.raises(Bad, match="no function votes on any row"):
+        curated("majority_vote", rows=Data.of({"text": ["nothing to vote on"] * 5, "label": [0] * 5}))
+
+
+def test_domains_that_the_target_lacks():
+    nouns = tiny.world("text")
+    assert set(nouns["target"]["domain"].to_pylist()) == {"b"} < set(nouns["data"]["domain"].to_pylist())
+    assert len(curated("rds", nouns, task="domain")) == 75
+    with pytest.raises(Bad, match="skill_it's held_out has the domains b, not a, b: give rows of each"):
+        Run(0).fit(
+            nouns["model"],
+            nouns["data"],
+            make("skill_it", {**nouns, "held_out": nouns["target"]}),
+            steps=2,
+            **tiny.HOW["text"],
+        )
+
+
+def test_one_row_of_ten_million_letters():
+    texts = list(tiny.world("text")["data"].take(range(60)).text())
+    domain = ["a", "b"] * 30
+    texts[7] = " ".join(texts) * (10_000_000 // len(" ".join(texts)))
+    rows = Data.of({"text": texts, "domain": domain})
+    for name, left in (("exact_duplicates", 60), ("near_duplicates", 60), ("dsir", 15)):
+        assert len(curated(name, rows=rows)) == left
+    grown = curated("class_generator", rows=rows, steps=1)
+    assert len(grown) >= 60 and max(map(len, list(grown.text())[60:]), default=0) < 10_000
+    read = curated("eda", rows=rows.take(range(6, 9)), n_aug=1, alpha_sr=0.0, alpha_ri=0.0, p_rd=0.0, alpha_rs=1e-3)
+    assert len(read) == 6 and len(list(read.text())[4]) > 9_000_000
+
+
+def test_very_many_copies_of_one_row():
+    rows = Data.of({"text": ["kamu gale nera bidu tovi pese"] * 50_000})
+    assert len(curated("exact_duplicates", rows=rows)) == len(curated("near_duplicates", rows=rows)) == 1
+    assert len(curated("dsir", rows=rows)) == 12_500
+    many = table(ROWS, [0] * 20_000)
+    assert len(curated("embedding_duplicates", rows=many)) == 1 and len(curated("kmeans_quality", rows=many)) == 5_000

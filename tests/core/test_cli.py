@@ -1,5 +1,6 @@
 """The command line: what every command prints, writes and refuses, and that a run outlives Ctrl-C, kill -9 and a full disk."""
 
+import ast
 import errno
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,12 @@ import torch
 import yaml
 
 from trainlore import cli, store
+from trainlore.cli.shipped import recipe_path
 from trainlore.nouns import Model
 
 COMMANDS = [c.name or c.callback.__name__ for c in cli.app.registered_commands]
 WORDS = ["kamu", "gale", "nera", "bidu", "tovi", "pese"]
+SRC = Path(__file__).parents[2] / "src"
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,34 @@ def test_looking_things_up_loads_no_torch(home):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def imported(path):
+    """The modules of ours that this file imports when it is itself imported."""
+    todo = list(ast.parse(path.read_text()).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "trainlore":
+            for name in node.names:
+                inner = SRC / node.module.replace(".", "/") / name.name
+                there = inner.is_dir() or inner.with_suffix(".py").exists()
+                yield f"{node.module}.{name.name}" if there else node.module
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.partition(".")[0] == "trainlore")
+        elif isinstance(node, ast.Try | ast.With | ast.ClassDef) or (
+            isinstance(node, ast.If) and ast.unparse(node.test) != "TYPE_CHECKING"
+        ):
+            todo += ast.iter_child_nodes(node)
+
+
+def test_imports_flow_one_way_and_nothing_needs_the_command_line():
+    flow = {}
+    for path in sorted((SRC / "trainlore").rglob("*.py")):
+        at = path.relative_to(SRC).with_suffix("")
+        flow[".".join(at.parent.parts if at.name == "__init__" else at.parts)] = set(imported(path))
+    TopologicalSorter(flow).prepare()  # raises CycleError with the files of a circle
+    cli = {name for name, needs in flow.items() if any(n.startswith("trainlore.cli") for n in needs)}
+    assert {name for name in cli if not name.startswith("trainlore.cli")} == {"trainlore.__main__"}
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -180,7 +212,7 @@ def test_cp(tl, home):
     (home / "copies").mkdir()
     code, out, _ = tl("cp", "first_life", "copies")
     assert code == 0 and "trainlore run copies/first_life.yaml" in out
-    assert (home / "copies" / "first_life.yaml").read_text() == cli.recipe_path(None).read_text()
+    assert (home / "copies" / "first_life.yaml").read_text() == recipe_path(None).read_text()
     refused(tl("cp", "first_life", "copies"), "copies/first_life.yaml exists: say --force")
     assert tl("cp", "first_life", "copies", "--force")[0] == tl("cp", "first_life", "copies/mine.yaml")[0] == 0
     refused(tl("cp", "first_live"), "did you mean first_life")
@@ -605,5 +637,5 @@ def test_kill_9_costs_at_most_the_steps_since_the_checkpoint(tl, home, uninterru
 
 
 def test_starters_are_found_by_name_only():
-    assert cli.recipe_path(None) == cli.recipe_path("first_life") == cli.recipe_path("first_life.yaml")
-    assert cli.recipe_path("elsewhere/first_life.yaml") == Path("elsewhere/first_life.yaml")
+    assert recipe_path(None) == recipe_path("first_life") == recipe_path("first_life.yaml")
+    assert recipe_path("elsewhere/first_life.yaml") == Path("elsewhere/first_life.yaml")

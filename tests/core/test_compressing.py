@@ -9,10 +9,11 @@ import pytest
 from trainlore import compressing
 from trainlore.cli import main
 from trainlore.errors import Bad
-from trainlore.nouns import Model
+from trainlore.nouns import Data, Model
 from trainlore.nouns.hugging import preset
 from trainlore.primitives.masks import weight_of
 from trainlore.runs import Run
+from trainlore.worlds import two_domains
 from trainlore.worlds.tiny import world
 
 
@@ -39,6 +40,11 @@ def test_the_smallest_within_the_goal(grown, tmp_path):
     for path, grid in back.grids.items():
         assert grid.bits == best["bits"][path] and grid.holds(weight_of(back.net.get_submodule(path)))
     assert compressing.bytes_of(back) == best["bytes"] < record["bytes_before"]
+    pytest.importorskip("gguf")
+    from trainlore import exports
+
+    packed = exports.write(back, tmp_path / "packed", "gguf", data=data.take(range(16)))  # bits a layer, in one file
+    assert packed["distance"] <= packed["tolerance"] < 0.1 and packed["bytes"] < packed["bytes_before"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<svg" in page and best["name"] in page
     front = [p for p in record["points"] if p["name"] in record["front"]]
@@ -89,6 +95,98 @@ def test_from_the_command_line(grown, tmp_path, monkeypatch, capsys):
     assert said(monkeypatch, "export", "small/model", "--to", "packed", "--format", "compressed-tensors") == 0
     assert (tmp_path / "packed" / "model.safetensors").exists() and "tokens a second" in capsys.readouterr().out
     assert said(monkeypatch, *call) == 2 and "small exists" in capsys.readouterr().err
+
+
+# ---- what cannot be compressed, or not well
+
+
+def a_tiny(name, hidden=32, **more):
+    """A net of one block whose loss on the texts is that of chance, and rows for it."""
+    import torch
+    import transformers as hf
+
+    words = dict(vocab_size=400, max_position_embeddings=64)
+    sizes = dict(hidden_size=hidden, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = {
+            "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**words, **sizes, **more)),
+            "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**words, **sizes, num_key_value_heads=1)),
+            "gpt2": lambda: hf.GPT2LMHeadModel(
+                hf.GPT2Config(vocab_size=400, n_embd=hidden, n_layer=1, n_head=2, n_positions=64)
+            ),
+            "bert": lambda: hf.BertForSequenceClassification(hf.BertConfig(**words, **sizes, num_labels=2)),
+            "vit": lambda: hf.ViTForImageClassification(
+                hf.ViTConfig(image_size=8, patch_size=4, num_channels=1, num_labels=10, **sizes)
+            ),
+        }[name]()
+    model = Model.of(net.eval())
+    model.tokenizer = two_domains.tokenizer() if name != "vit" else None
+    rows = two_domains.make(24, seed=2, domains=("a", "b"))
+    return model, Data.of({"text": rows["text"].to_pylist(), **({"label": [0, 1] * 12} if name == "bert" else {})})
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "bert"])
+def test_every_family_and_where_its_result_can_go(name, tmp_path):
+    model, data = a_tiny(name)
+    record = compressing.compress(model, data, "2bit", "loss +400 %", tmp_path / "out", rows=8)
+    back = Model.of(str(tmp_path / "out" / "model"))
+    assert len(record["points"]) == 2 + (name != "gpt2" or "awq" in {p["method"] for p in record["points"]})
+    assert back.grids and all(grid.bits == 2 for grid in back.grids.values())
+    pytest.importorskip("compressed_tensors")
+    from trainlore import exports
+
+    form = "gguf" if name == "gpt2" else "compressed-tensors"
+    assert exports.write(back, tmp_path / "packed", form)["bytes"] > 0
+
+
+def broken(model):
+    import torch
+
+    with torch.no_grad():
+        next(m for m in model.net.modules() if isinstance(m, torch.nn.Linear)).weight[0, 0] = float("inf")
+    return model
+
+
+def half(model):
+    from trainlore.methods.compress.quantize.nearest import Nearest
+
+    return Nearest(bits=4, per=32, tolerance=99.0)(model)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (lambda m, d: (half(m), d), "is quantized already: start from the model before that"),
+        (lambda m, d: (broken(m), d), "holds infinities or NaN: the model is broken before it is compressed"),
+        (lambda m, d: (a_tiny("llama", hidden=48)[0], d), "has inputs that groups of 32 do not divide"),
+        (lambda m, d: (a_tiny("vit")[0], d), "has inputs that groups of 32 do not divide"),
+        (lambda m, d: (m, d.take(range(15))), "15 rows are too few"),
+        (lambda m, d: (m, d.take([])), "0 rows are too few"),
+        (lambda m, d: (m, Data.of({"price": [1.0] * 24})), "text"),
+        (lambda m, d: (Model(m.net, "encoder", m.tokenizer), d), "kind encoder has no loss of its own"),
+    ],
+)
+def test_what_cannot_be_compressed_is_said_and_nothing_is_written(how, said, tmp_path):
+    model, data = how(*a_tiny("llama"))
+    with pytest.raises(Bad, match=said):
+        compressing.compress(model, data, "2bit", "loss +400 %", tmp_path / "out", rows=8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_dead_inputs_tied_words_and_fewer_rows_than_asked_for(tmp_path):
+    import torch
+
+    model, data = a_tiny("llama", tie_word_embeddings=True)
+    block = model.net.model.layers[0]
+    with torch.no_grad():
+        block.mlp.up_proj.weight[:40] = 0.0  # neurons that never fire
+        block.input_layernorm.weight[:] = 0.0  # and inputs that are always zero
+    record = compressing.compress(model, data, "2bit", "loss +400 %", tmp_path / "out", rows=500)
+    assert record["rows"] == {"calibration": 18, "judge": 6}
+    back = Model.of(str(tmp_path / "out" / "model"))
+    assert back.net.lm_head.weight is back.net.model.embed_tokens.weight and "lm_head" not in back.grids
+    assert all(p.isfinite().all() for p in back.net.parameters())
 
 
 def said(monkeypatch, *words):

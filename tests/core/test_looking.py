@@ -7,10 +7,12 @@ import pyarrow as pa
 import pytest
 from scipy.stats import rankdata
 
-from trainlore import figures, looking, page, trail
+from trainlore import figures, looking, trail
 from trainlore import recipe as recipes
 from trainlore.execute import execute
+from trainlore.looking import columns, drops, maps, scores
 from trainlore.nouns import Data
+from trainlore.page.data import choices
 from trainlore.worlds import two_domains
 
 
@@ -28,7 +30,7 @@ def test_the_cut_is_the_best_of_all_cuts():
     for sign in (1, -1):
         score = rng.normal(size=60).round(1)
         kept = sign * (score + rng.normal(size=60) * 0.7) > 0.5
-        found = looking.cut(score, kept)
+        found = scores.cut(score, kept)
         best = max(
             (np.mean(score[kept] > at) + np.mean(score[~kept] <= at)) / 2
             if higher
@@ -40,7 +42,7 @@ def test_the_cut_is_the_best_of_all_cuts():
         low = score <= found["at"]
         assert found["kept"] == (kept & (low if sign == 1 else ~low)).sum()
         assert found["dropped"] == (~kept & (~low if sign == 1 else low)).sum()
-    assert looking.cut(np.ones(5), np.arange(5) > 2) is None and looking.cut(np.arange(5), np.ones(5, bool)) is None
+    assert scores.cut(np.ones(5), np.arange(5) > 2) is None and scores.cut(np.arange(5), np.ones(5, bool)) is None
 
 
 def test_dropped_is_what_this_step_dropped_and_not_what_was_gone_before(pool):
@@ -95,7 +97,7 @@ def test_reasons_domains_and_copies(pool):
     found = looking.look(pool, Run(0).step(load("exact_duplicates")(), pool))["copies"]
     texts = list(pool.text())
     assert found["rows"] == 600 - len(set(texts)) and found["groups"] == sum(texts.count(t) > 1 for t in set(texts))
-    assert found["largest"] == max(map(texts.count, texts)) and len(found["pairs"]) == looking.PAIRS
+    assert found["largest"] == max(map(texts.count, texts)) and len(found["pairs"]) == drops.PAIRS
     for pair in found["pairs"]:
         assert texts[pair["row"]] == texts[pair["of"]] and texts[pair["row"]].startswith(pair["text"][:80])
 
@@ -106,22 +108,22 @@ def test_examples_go_from_the_cut_outwards_and_long_texts_are_shortened():
     told = looking.look(pool, chosen(pool, score, 30))["examples"]
     assert [e["scores"]["score"] for e in told["kept"]] == [70, 76, 82, 87, 93, 99]
     assert [e["scores"]["score"] for e in told["dropped"]] == [69, 55, 41, 28, 14, 0]
-    assert all(len(e["text"]) <= looking.LETTERS + 2 and e["text"].endswith("…") for e in told["kept"])
-    assert looking.short("a" * 1000 + "b", 1000) == "… " + "a" * 80 + "b" and looking.short("ab", 1) == "ab"
+    assert all(len(e["text"]) <= columns.LETTERS + 2 and e["text"].endswith("…") for e in told["kept"])
+    assert columns.short("a" * 1000 + "b", 1000) == "… " + "a" * 80 + "b" and columns.short("ab", 1) == "ab"
     rows = {"messages": [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": None}]], "n": [1]}
-    assert looking.texts(Data.of(rows), np.array([0])) == ["hi\n"]
-    assert looking.texts(Data.of({"prompt": ["a"], "completion": ["b"]}), np.array([0])) == ["a → b"]
+    assert columns.texts(Data.of(rows), np.array([0])) == ["hi\n"]
+    assert columns.texts(Data.of({"prompt": ["a"], "completion": ["b"]}), np.array([0])) == ["a → b"]
 
 
 def test_the_map_is_one_for_all_who_chose_from_the_pool_and_tells_domains_apart():
     pool = Data(two_domains.make(3000, 2))
     rng = np.random.default_rng(0)
     one, other = (looking.look(pool, chosen(pool, rng.random(3000), 30))["map"] for _ in "ab")
-    assert one["pool"] == looking.POOL and one["more"] + sum(map(int, one["kept"].split()[: looking.POOL])) == 30
+    assert one["pool"] == maps.POOL and one["more"] + sum(map(int, one["kept"].split()[: maps.POOL])) == 30
     for key in ("x", "y", "domain"):
-        assert one[key].split()[: looking.POOL] == other[key].split()[: looking.POOL]
-        assert len(one[key].split()) == looking.POOL + one["more"]
-    x, domain = (np.array(one[k].split(), int)[: looking.POOL] for k in ("x", "domain"))
+        assert one[key].split()[: maps.POOL] == other[key].split()[: maps.POOL]
+        assert len(one[key].split()) == maps.POOL + one["more"]
+    x, domain = (np.array(one[k].split(), int)[: maps.POOL] for k in ("x", "domain"))
     assert (
         max(np.mean((x > at) == domain) for at in range(0, 1000, 10)) > 0.95
         or max(np.mean((x < at) == domain) for at in range(0, 1000, 10)) > 0.95
@@ -129,25 +131,25 @@ def test_the_map_is_one_for_all_who_chose_from_the_pool_and_tells_domains_apart(
     rank = np.array(one["score"].split(), int)
     assert rank.min() >= 0 and rank.max() == 99 and rank[np.array(one["kept"].split()) == "1"].min() >= 98
     drawn = figures.cloud(one, "score", "domain")
-    assert drawn.count("<figure") == 3 and drawn.count("h0") == 3 * (looking.POOL + one["more"])
+    assert drawn.count("<figure") == 3 and drawn.count("h0") == 3 * (maps.POOL + one["more"])
 
 
 def test_the_plane_is_that_of_the_principal_components():
     from sklearn.decomposition import PCA
 
     x = np.random.default_rng(0).normal(size=(200, 30)) * np.linspace(3, 1, 30)
-    found, truth = looking.axes(x), PCA(2, svd_solver="full").fit(x)
+    found, truth = maps.axes(x), PCA(2, svd_solver="full").fit(x)
     spread = np.var((x - x.mean(0)) @ found, axis=0, ddof=1)
     assert spread == pytest.approx(truth.explained_variance_, rel=1e-2) and np.allclose(found.T @ found, np.eye(2))
-    assert np.isfinite(looking.axes(np.ones((5, 3)))).all()
+    assert np.isfinite(maps.axes(np.ones((5, 3)))).all()
 
 
 def test_the_map_goes_by_what_a_column_holds():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 4)).astype(np.float32)
     ids = pa.array([[int(i % 2) * 5 + 1] * 8 for i in range(50)])
-    for columns, by in (({"features": x}, "features"), ({"input_ids": ids}, "tokens"), ({"n": np.arange(50)}, None)):
-        pool = Data.of(columns)
+    for table, by in (({"features": x}, "features"), ({"input_ids": ids}, "tokens"), ({"n": np.arange(50)}, None)):
+        pool = Data.of(table)
         assert looking.look(pool, pool.take(range(9)))["map"].get("by") == by
     pool = Data.of({"input_ids": ids})
     places = looking.look(pool, pool.take(range(9)))["map"]["x"].split()
@@ -176,7 +178,7 @@ def test_what_is_looked_at_stays_small():
     pool = Data.of({"text": ["word " * 300 + str(i) for i in range(20_000)], "domain": domains})
     look = looking.look(pool, chosen(pool, np.where(rng.random(20_000) < 0.1, np.nan, rng.random(20_000)), 2000))
     assert len(json.dumps(look, allow_nan=False)) < 60_000
-    assert len(look["domains"]["rows"]) == looking.DOMAINS + 1
+    assert len(look["domains"]["rows"]) == drops.DOMAINS + 1
     assert sum(r["before"] for r in look["domains"]["rows"]) == 20_000
 
 
@@ -222,7 +224,7 @@ def test_a_run_records_it_and_the_report_shows_it(run):
     text = (home / "run" / "report.html").read_text()
     assert '<section id="choices">' in text and text.count('class="look"') == 4 and "rank correlation" in text
     record["steps"][0]["look"] = {"error": "Bad: <b>"}
-    assert "could not be looked at (Bad: &lt;b&gt;)" in page._choices(record)
+    assert "could not be looked at (Bad: &lt;b&gt;)" in choices(record)
 
 
 def test_a_look_that_fails_stops_no_run(run, tmp_path, monkeypatch):

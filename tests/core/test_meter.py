@@ -139,3 +139,41 @@ def test_measuring_is_paid_for():
     run = Run(0)
     run.fit(plain, Data.of({"features": np.ones((6, 2), np.float32), "label": [0, 1] * 3}), epochs=2, batch_size=3)
     assert run.meter.forward == 12 * 8 and run.meter.backward == 24 * 8 and run.meter.rows == 12
+
+
+def test_a_loss_on_hidden_states_pays_for_the_blocks_below():
+    w, run = tiny.world("text"), Run(0)
+    model = w["model"]
+    batch = {k: v for k, v in w["data"].batch([0, 1], model).items() if k in ("input_ids", "attention_mask")}
+
+    def paid(loss):
+        with run.meter.running():
+            was = run.meter.forward, run.meter.backward
+            out = model.net(**batch, output_hidden_states=True, use_cache=False)
+            loss(out).backward()
+            return (run.meter.backward - was[1]) / (run.meter.forward - was[0])
+
+    top, middle = (lambda out: out.hidden_states[-1].sum()), (lambda out: out.hidden_states[1].square().sum())
+    answer = lambda out: out.logits.sum()
+    assert paid(answer) == paid(top) == pytest.approx(2)  # the activations, and the weights once more
+    assert paid(middle) == pytest.approx(1)  # one block of two
+    both = [paid(lambda out, last=last: sum(f(out) for f in last)) for last in ((middle, top), (top, middle, answer))]
+    assert both == pytest.approx([2, 2])  # what lies below both is gone through once
+
+    def twice(out):
+        out.logits.sum().backward(retain_graph=True)
+        return middle(out)
+
+    assert paid(twice) == pytest.approx(3)
+
+
+def test_few_logits_cost_less_than_all():
+    w, bills = tiny.world("text"), []
+    ids = w["data"].batch([0, 1], w["model"])["input_ids"]
+    for few in (0, 1):
+        run = Run(0)
+        with run.meter.running(), torch.no_grad():
+            w["model"].net(input_ids=ids, logits_to_keep=few)
+        bills.append(run.meter.forward)
+    head = w["model"].net.get_output_embeddings().weight.numel()
+    assert bills[0] - bills[1] == pytest.approx(2 * 2 * (ids.shape[1] - 1) * head)

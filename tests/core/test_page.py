@@ -12,6 +12,8 @@ import pytest
 from trainlore import figures, page
 from trainlore import recipe as recipes
 from trainlore.execute import execute
+from trainlore.page import pieces
+from trainlore.page.data import choices
 
 EVIL = "<script>document.title='PWNED'</script><img src=x onerror=alert(1)>\"'&$\\frac{$</td></svg><!--"
 DOMAINS = [EVIL, "_hidden", "a" * 300, "", "日本 $x$"]
@@ -184,13 +186,13 @@ def test_trails_tell_of_rows_that_were_there(hostile):
 
 
 def test_numbers_are_as_people_read_them():
-    assert [page.number(v) for v in (None, float("nan"), 12345, 2.0, 0.12345, 1234.56, 1e12, float("inf"), True)] == [
+    assert [pieces.number(v) for v in (None, float("nan"), 12345, 2.0, 0.12345, 1234.56, 1e12, float("inf"), True)] == [
         "–", "–", "12,345", "2", "0.123", "1,234.6", "1e+12", "inf", "1",
     ]  # fmt: skip
     assert (
-        page.big(2.5e12, "FLOP") == "2.5 TFLOP"
-        and page.big(3) == "3"
-        and page.esc("<&\"'>") == "&lt;&amp;&quot;&#x27;&gt;"
+        pieces.big(2.5e12, "FLOP") == "2.5 TFLOP"
+        and pieces.big(3) == "3"
+        and pieces.esc("<&\"'>") == "&lt;&amp;&quot;&#x27;&gt;"
     )
 
 
@@ -208,6 +210,7 @@ def test_a_run_that_did_not_finish_has_a_report_too(hostile, tmp_path, state):
 def test_choices_on_hostile_columns_are_text_too(hostile):
     """A score, a reason, a domain and copies that would love to be markup."""
     from trainlore import looking
+    from trainlore.looking import drops
     from trainlore.nouns import Data
 
     n = 60
@@ -219,18 +222,18 @@ def test_choices_on_hostile_columns_are_text_too(hostile):
         EVIL + "_of": np.where(kept, -1, 1),
     }
     look = looking.look(pool, pool.with_(**made).where(kept))
-    assert look["scores"][0]["cut"] and look["reasons"]["counts"] and len(look["copies"]["pairs"]) == looking.PAIRS
+    assert look["scores"][0]["cut"] and look["reasons"]["counts"] and len(look["copies"]["pairs"]) == drops.PAIRS
     step = {"number": 1, "name": EVIL, "as": EVIL, "look": json.loads(json.dumps(look))}
     pairs = [{"one": EVIL, "other": EVIL, "both": 1, "overlap": 0.5, "chance": 0.1, "rank": None}]
-    text = page._choices({"steps": [step], "agreement": [{"pool": EVIL, "pairs": pairs}]})
+    text = choices({"steps": [step], "agreement": [{"pool": EVIL, "pairs": pairs}]})
     found = Tags(text)
     assert (
         not found.open
         and not {"script", "img"} & set(found.seen)
         and not [a for a in found.attributes if a[1][:2] == "on"]
     )
-    assert found.text.count(EVIL) >= 2 * looking.PAIRS and figures.INK not in text and text.count("<svg") == 5
-    assert text.count("stroke-linecap:round") >= 5 and text == page._choices(
+    assert found.text.count(EVIL) >= 2 * drops.PAIRS and figures.INK not in text and text.count("<svg") == 5
+    assert text.count("stroke-linecap:round") >= 5 and text == choices(
         {"steps": [step], "agreement": [{"pool": EVIL, "pairs": pairs}]}
     )
 

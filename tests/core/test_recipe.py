@@ -189,7 +189,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path):
 
 
 def test_every_starter_recipe_is_valid():
-    from trainlore.cli import starters
+    from trainlore.cli.shipped import starters
 
     assert starters()
     for path in starters():

@@ -67,7 +67,7 @@ def by_step(folder):
 
 def test_every_row_s_story_is_what_the_steps_did(lived):
     folder, _, recipe = lived
-    from trainlore.execute import given
+    from trainlore.given import given
 
     sampled = given("pool", recipe.spec.given["pool"], 0).get()
     assert len(sampled) == 30 and sampled["n"].tolist() == sampled.table["n"].to_pylist()

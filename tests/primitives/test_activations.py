@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainlore.nouns import Model
-from trainlore.primitives.activations import Rounder, found, read_rounded
+from trainlore.primitives.activations import Regions, Rounder, fitted, found, read_rounded, regions
 from trainlore.primitives.grids import snap
 
 
@@ -82,3 +82,29 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError):
             wrong()
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_two_regions_against_a_loop(signed):
+    x = 2 * rand(60) if signed else rand(60).softmax(0)
+    coarse, bits, ratio = 0.4 if signed else 0.05, 3, 2
+    fine = coarse / 4
+    for value, got in zip(x.tolist(), regions(x, coarse, ratio, bits, signed).tolist(), strict=True):
+        if value < (0 if signed else 4 * fine):
+            want = (max(-4, min(0, round(value / fine))) if signed else min(3, round(value / fine))) * fine
+        else:
+            want = max(0, min(3, round(value / coarse))) * coarse
+        assert got == pytest.approx(want, abs=1e-6)
+    assert len(regions(x, coarse, ratio, bits, signed).unique()) <= 2**bits
+
+
+def test_the_ratio_is_the_best_of_all():
+    x, weight = torch.nn.functional.gelu(rand(200, 6)), rand(4, 6, seed=1)
+    one = Regions.of(x, weight, 4, True, 6)
+    gaps = [float(((regions(x, one.coarse, m, 4, True) - x) @ weight.T).square().mean()) for m in range(7)]
+    assert gaps[one.ratio] == min(gaps) and one.ratio > 0
+    inputs = x.clone().requires_grad_()
+    one(inputs).sum().backward()
+    assert (inputs.grad == 1).all()
+    whole = Rounder("int4", "tensor")(x)
+    assert ((fitted(x, weight, 4)(x) - x) @ weight.T).norm() <= ((whole - x) @ weight.T).norm()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainlore.primitives.allocation import allocate, alone
+from trainlore.primitives.allocation import allocate, allotted, alone
 from trainlore.primitives.calibrating import batches_of
 from trainlore.primitives.masks import matrices, weight_of, write
 from trainlore.runs import Run
@@ -85,3 +85,10 @@ def test_bad_input_is_named():
         allocate({}, {}, 9.0)
     with pytest.raises(ValueError, match="nothing to choose"):
         allocate({"a": {}}, {"a": {}}, 9.0)
+
+
+def test_bits_go_where_they_count():
+    rise = {"a": [9.0, 4.0, 0.1, 0.0], "b": [0.03, 0.02, 0.01, 0.0], "c": [9.0, 4.0, 0.1, 0.0]}  # at 2, 3, 4, 5 bits
+    assert allotted(rise, {"a": 10, "b": 10, "c": 10}, 4, 2) == {"a": 5, "b": 2, "c": 5}
+    assert allotted(rise, {"a": 10, "b": 10, "c": 10}, 10 / 3, 2) == {"a": 4, "b": 2, "c": 4}
+    assert allotted(rise, {"a": 10, "b": 10, "c": 1000}, 4, 2) == {"a": 5, "b": 3, "c": 4}

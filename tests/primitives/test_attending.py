@@ -9,7 +9,8 @@ import torch
 from trainlore.nouns import Model
 from trainlore.nouns.hugging import preset
 from trainlore.primitives.activations import Rounder
-from trainlore.primitives.attending import attend, attend_through, attentions
+from trainlore.primitives.attending import attend, attend_through, attentions, opened, overheard
+from trainlore.primitives.calibrating import walk
 from trainlore.worlds.tiny import llama
 
 
@@ -113,3 +114,17 @@ def test_bad_input_is_named():
         attend_through(llama(), "model.layers.0.mlp", torch.nn.Identity())
     with pytest.raises(ValueError, match="softcap"):
         attend(torch.nn.Module(), *(rand(1, 1, 2, 2),) * 3, None, softcap=30.0)
+
+
+def test_opened_attention_is_overheard():
+    from trainlore.primitives.blocks import inside
+
+    model, batch = vit()
+    before, paths = model(batch), opened(model)
+    assert list(paths.values()) == list(attentions(model)) and all(at.startswith(b) for b, at in paths.items())
+    torch.testing.assert_close(model(batch), before)
+    unit = next(walk(model, inside(model), [batch, batch]))
+    heard, shares = overheard(model, unit, paths[unit.path])
+    assert heard.keys() == unit.layers.keys() and all(len(x) == 2 * 2 * 17 for x in heard.values())
+    heads = model.net.config.num_attention_heads
+    assert shares.shape == (2 * 2 * heads * 17 * 17,) and abs(float(shares.sum()) - 4 * heads * 17) < 1e-2

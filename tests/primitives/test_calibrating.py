@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from trainlore.nouns import Data, Model
-from trainlore.primitives.calibrating import batches_of, norms, rows_read, second_moments, walk
+from trainlore.primitives.calibrating import batches_of, inputs, norms, rows_read, second_moments, unpadded, walk
 from trainlore.primitives.masks import matrices, weight_of, write
 from trainlore.runs import Run
 from trainlore.worlds.tiny import world
@@ -108,6 +108,11 @@ def test_moments_leave_padding_out():
     assert len(x) == real
     torch.testing.assert_close(second_moments(unit)[path], x.T @ x / len(x))
     torch.testing.assert_close(norms(unit)[path], x.square().mean(0).sqrt())
+    assert torch.equal(inputs(unit)[path], x) and inputs(unit).keys() == unit.layers.keys()
+    assert inputs(unit, path).keys() == {path} and torch.equal(inputs(unit, path)[path], x)
+    values, mask = torch.arange(6).view(2, 3), torch.tensor([[True, False, True], [True, True, True]])
+    assert unpadded(values, mask).tolist() == [0, 2, 3, 4, 5] and unpadded(values[:, 0], mask).tolist() == [0, 3]
+    assert unpadded(values, None) is values
 
 
 def test_a_convolution_is_a_matrix_times_its_patches():

@@ -74,3 +74,18 @@ def test_smooth_is_the_moving_mean_and_keeps_the_length():
 def test_bad_input_is_named(sizes, errors):
     with pytest.raises(ValueError, match=r"sizes|finite"):
         curves.fit_power(sizes, errors)
+
+
+def test_curves_against_an_expert():
+    expert = np.minimum(np.arange(40) / 10, 1.0)
+    slow = np.minimum(np.arange(60) / 20, 1.0)
+    assert curves.relative_performance(slow, expert) == pytest.approx(slow[:40].sum() / expert.sum())
+    assert curves.relative_performance(expert, expert) == 1 and curves.sample_efficiency(expert, expert) == 1
+    (top, steps), (best, fast) = curves.saturation(slow), curves.saturation(expert)
+    assert top == pytest.approx(1) and best == pytest.approx(1) and 20 <= steps <= 30 and 10 <= fast <= 16
+    assert curves.sample_efficiency(slow, expert) == pytest.approx(fast / steps)
+    assert curves.sample_efficiency(slow[::-1], expert) != curves.sample_efficiency(slow, expert)
+    assert (
+        curves.sample_efficiency(0.1 * slow, expert) == 0
+        and curves.sample_efficiency(-np.abs(np.arange(40) - 10.0), expert) == 0
+    )

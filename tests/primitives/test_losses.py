@@ -18,6 +18,7 @@ def test_cross_entropy_in_pieces_is_torchs(monkeypatch, dtype):
     found = losses.cross_entropy(mine, wanted)
     right = F.cross_entropy(torchs.float(), wanted, reduction="none", ignore_index=-100)
     torch.testing.assert_close(found, right, atol=2e-6, rtol=1e-6)
+    torch.testing.assert_close(losses.cross_entropy(logits, wanted), right, atol=2e-6, rtol=1e-6)  # of no gradient
     (found * share).sum().backward()
     (right * share).sum().backward()
     torch.testing.assert_close(mine.grad, torchs.grad, atol=1e-7 if dtype == torch.float32 else 1e-3, rtol=8e-3)

@@ -85,3 +85,19 @@ def test_matrices_leave_head_embedding_and_copies_alone():
     nn.utils.parametrize.register_parametrization(net.one, "weight", nn.Identity())
     with pytest.raises(ValueError, match="fold"):
         masks.plain(masks.matrices(net))
+
+
+def test_a_weight_kept_in_several_tensors_is_refused_with_the_way_out():
+    from trainlore.errors import Bad
+    from trainlore.primitives.reparam import fold
+
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.Linear(3, 2))
+    for ask in (masks.matrices, lambda n: masks.weight_of(n[0]), lambda n: masks.plain({"0": n[0]})):
+        with pytest.raises(Bad, match="fold` the model first"):
+            ask(net)
+    with pytest.raises(Bad, match=r"2 tensors \(WeightNorm\)"):
+        masks.stored(net[0])
+    weight = net[0].weight.detach().clone()
+    torch.testing.assert_close(masks.weight_of(masks.plain(masks.matrices(fold(net)))["0"]), weight)
+    with pytest.raises(Bad, match="computed from others"):
+        masks.plain({"0": torch.nn.utils.weight_norm(nn.Linear(4, 3))})  # the old one: written anew at every pass

@@ -69,3 +69,20 @@ def test_bad_input_is_named():
         numbers.pack(torch.tensor([8], dtype=torch.int8), 4)
     with pytest.raises(ValueError, match="bytes"):
         numbers.unpack(torch.zeros(3, dtype=torch.uint8), 4, (5,))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_steps_against_a_loop_and_their_slopes(symmetric):
+    x = torch.tensor([-1.3, -0.2, 0.0, 0.35, 0.9, 4.0], requires_grad=True)
+    scale, zero = torch.tensor(0.25, requires_grad=True), torch.tensor(0.0 if symmetric else 2.2, requires_grad=True)
+    low, high = (-4, 3) if symmetric else (0, 7)
+    got, middle = numbers.stepped(x, scale, numbers.straight(zero).clamp(low, high), 3, symmetric), round(zero.item())
+    for i, value in enumerate(x.tolist()):
+        whole = min(high, max(low, round(value / 0.25) + middle))
+        assert got[i].item() == pytest.approx((whole - middle) * 0.25)
+    inside = (got.detach() > (low - zero.round()) * 0.25) & (got.detach() < (high - zero.round()) * 0.25)
+    got.sum().backward()
+    assert torch.equal(x.grad, inside.float())  # straight through, and nothing of what is cut off
+    whole = got.detach() / 0.25
+    torch.testing.assert_close(scale.grad, torch.where(inside, whole - x.detach() / 0.25, whole).sum())
+    torch.testing.assert_close(zero.grad, -0.25 * (~inside).sum())

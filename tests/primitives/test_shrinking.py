@@ -14,7 +14,19 @@ from trainlore.primitives.calibrating import batches_of
 from trainlore.primitives.grids import Grid, settle
 from trainlore.primitives.masks import weight_of, write
 from trainlore.primitives.shrinking import KEPT, PARTS, columns, count, cutting, sayable, shaped, shrink
-from trainlore.primitives.sizing import answers, cut_to, database, fit_budget, put, strayed, timed, weighted
+from trainlore.primitives.sizing import (
+    answers,
+    cut_to,
+    database,
+    fit_budget,
+    put,
+    rising,
+    strayed,
+    table,
+    timed,
+    weighted,
+    whole,
+)
 from trainlore.runs import Run
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -207,15 +219,34 @@ def test_weights_are_searched_as_long_as_there_is_a_gain():
 def test_sizes_cost_what_they_hold(name):
     model, batch = small(name)
     body = bodies(model)[1]
-    for part, whole in (("heads", body.groups), ("neurons", count(model.net, body))):
-        work = timed(model, body, part, [whole, whole // 2, 0], batch, "work")
+    for part, most in (("heads", body.groups), ("neurons", count(model.net, body))):
+        work = timed(model, body, part, [most, most // 2, 0], batch, "work")
         assert work[0] == 2 * work[1] > 0 == work[2]
-        seconds = timed(model, body, part, [whole, 0], batch, repeats=2)
+        seconds = timed(model, body, part, [most, 0], batch, repeats=2)
         assert (seconds > 0).all()
         x = 2 * (6 if name != "vit" else 5) * 16  # places times the hidden size
-        assert part == "heads" or work[0] == 2 * x * whole * (3 if name == "llama" else 2)
+        assert part == "heads" or work[0] == 2 * x * most * (3 if name == "llama" else 2)
     with pytest.raises(ValueError, match="by="):
         timed(model, body, "heads", [1], batch, by="watts")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "vit"])
+def test_a_table_adds_up_to_the_whole_pass_before_and_after_cutting(name):
+    model, batch = small(name)
+    places = [(at, part, [n, n // 2]) for at in (0, 1) for part, n in zip(PARTS, numbers(model)[at], strict=True)]
+    rows, rest = table(model, places, batch, "work")
+    assert rest > 0 and rest + sum(row[0] for row in rows) == pytest.approx(whole(model, batch, "work"))
+    groups, neurons = ([range(sizes[1]) for _, p, sizes in places if p == part] for part in PARTS)
+    cut = shrink(model.copy(), groups, neurons)
+    assert rest + sum(row[1] for row in rows) == pytest.approx(whole(cut, batch, "work"))
+    rows, rest = table(model, places, batch)
+    assert rest >= 0 and all(row[0] >= row[1] > 0 for row in rows) and (rows[0] == rows[2]).all()
+
+
+def test_more_never_costs_less():
+    sizes, times = np.array([4, 3, 2, 1, 0]), np.array([9.0, 10.0, 4.0, 5.0, 1.0])
+    assert rising(sizes, times).tolist() == [9.5, 9.5, 4.5, 4.5, 1.0]
+    assert rising(sizes[::-1], times[::-1]).tolist() == [1.0, 4.5, 4.5, 9.5, 9.5]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "vit"])

@@ -10,7 +10,8 @@ import yaml
 
 from races.test_spec import changed
 from trainlore import cli
-from trainlore.races import command, published, spec
+from trainlore.cli.shipped import standing
+from trainlore.races import published, spec
 
 ROOT = Path(__file__).parents[2]
 STANDING = sorted(p.stem for p in (ROOT / "races").glob("*.yaml"))
@@ -83,12 +84,12 @@ def test_mistakes_end_in_one_line_and_leave_nothing(tl, tmp_path, args, says):
 
 @pytest.mark.parametrize("name", STANDING)
 def test_standing_races_are_sound(name):
-    made = spec.read(command.standing(name), [f"given.{g}=world:two-domains/pool" for g in _hub(name)])
+    made = spec.read(standing(name), [f"given.{g}=world:two-domains/pool" for g in _hub(name)])
     assert (
         made.spec.question.endswith("?") and made.baseline in made.arms and len(made.arms) >= 4 and len(made.seeds) >= 4
     )
 
 
 def _hub(name):
-    given = yaml.safe_load(command.standing(name).read_text())["given"]
+    given = yaml.safe_load(standing(name).read_text())["given"]
     return [k for k, v in given.items() if isinstance(v, dict) and str(v.get("data")).startswith("hub:")]

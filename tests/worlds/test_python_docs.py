@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import subprocess
+import sys
 import textwrap
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 
 from trainlore.errors import Bad
 from trainlore.worlds import python_docs as world
+from trainlore.worlds.python_docs import extracting, gathering, packages, parsing
 
 SOURCE = '''\
 """What this module is about."""
@@ -73,7 +77,7 @@ def package(tmp_path, monkeypatch):
 
 
 def test_a_file_is_read_to_the_letter():
-    rows = [dict(zip(world.COLUMNS, r, strict=True)) for r in world.documented(SOURCE.encode(), "odd", "sub/x.py")]
+    rows = [dict(zip(parsing.COLUMNS, r, strict=True)) for r in parsing.documented(SOURCE.encode(), "odd", "sub/x.py")]
     assert [(r["name"], r["kind"], r["line"]) for r in rows] == [
         ("odd.sub.x", "module", 1),
         ("odd.sub.x.add", "function", 7),
@@ -99,10 +103,10 @@ def test_a_file_is_read_to_the_letter():
 
 def test_code_is_bounded_at_a_line_end():
     body = "\n".join(f"    value_{i} = {i}" for i in range(1000))
-    ((*_, code, _, _, _, _, _),) = world.documented(
+    ((*_, code, _, _, _, _, _),) = parsing.documented(
         f'def f():\n    """Has a long body."""\n{body}\n'.encode(), "odd", "x.py"
     )
-    assert world.CODE - 30 < len(code) <= world.CODE and f"{body}\n".startswith(code + "\n")
+    assert parsing.CODE - 30 < len(code) <= parsing.CODE and f"{body}\n".startswith(code + "\n")
 
 
 def test_odd_files_are_read_or_passed_over(package, tmp_path):
@@ -119,10 +123,10 @@ def test_odd_files_are_read_or_passed_over(package, tmp_path):
 
 def test_the_cache_is_mapped_and_knows_when_it_is_stale(package, tmp_path, monkeypatch):
     first = world.gather(tmp_path / "cache", ("odd",))
-    extracted = world._extracted
-    monkeypatch.setattr(world, "_extracted", lambda *a: pytest.fail("read again"))
+    extracted = gathering.extracted
+    monkeypatch.setattr(gathering, "extracted", lambda *a: pytest.fail("read again"))
     assert world.gather(tmp_path / "cache", ("odd",)).equals(first, check_metadata=True)
-    monkeypatch.setattr(world, "_extracted", extracted)
+    monkeypatch.setattr(gathering, "extracted", extracted)
     (package / "more.py").write_text('"""One more module of it."""\n')
     assert world.gather(tmp_path / "cache", ("odd",)).num_rows == first.num_rows + 1
     for kept in (tmp_path / "cache").glob("*.arrow"):
@@ -153,22 +157,22 @@ def test_real_packages(real):
     assert set(pc.unique(real["kind"]).to_pylist()) == {"module", "class", "function", "method"}
     assert (
         min(pc.utf8_length(real["text"]).to_pylist()) > 4
-        and max(pc.utf8_length(real["code"]).to_pylist()) <= world.CODE
+        and max(pc.utf8_length(real["code"]).to_pylist()) <= parsing.CODE
     )
     places = list(zip(*(real[c].to_pylist() for c in ("domain", "path", "line")), strict=True))
     assert places == sorted(places)
 
 
 def test_any_number_of_workers_gives_the_same_rows(tmp_path, monkeypatch):
-    found = world._located(("rich", "fsspec", "click"), must=True)
-    alone = world._extracted(found, workers=1)
+    found = packages.located(("rich", "fsspec", "click"), must=True)
+    alone = extracting.extracted(found, workers=1)
     ran = []
-    popen = world.subprocess.Popen
-    monkeypatch.setattr(world.subprocess, "Popen", lambda *a, **k: ran.append(popen(*a, **k)) or ran[-1])
-    assert world.fingerprint(world._extracted(found, workers=2)) == world.fingerprint(alone)
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: ran.append(popen(*a, **k)) or ran[-1])
+    assert world.fingerprint(extracting.extracted(found, workers=2)) == world.fingerprint(alone)
     assert [p.returncode for p in ran] == [0]  # the other did its share
-    monkeypatch.setattr(world.sys, "executable", os.devnull)  # no process can be started: all is read here
-    assert world.fingerprint(world._extracted(found, workers=2)) == world.fingerprint(alone)
+    monkeypatch.setattr(sys, "executable", os.devnull)  # no process can be started: all is read here
+    assert world.fingerprint(extracting.extracted(found, workers=2)) == world.fingerprint(alone)
 
 
 def test_the_fingerprint_sees_content_and_order_only(real):
@@ -243,11 +247,11 @@ def test_parts_are_made_when_asked_for(package, tmp_path, monkeypatch):
 
 
 def test_too_little_is_said(package, tmp_path, monkeypatch):
-    monkeypatch.setattr(world, "PACKAGES", ("odd", "not_there"))
-    monkeypatch.setattr(world.importlib.metadata, "packages_distributions", dict)
+    monkeypatch.setattr(gathering, "PACKAGES", ("odd", "not_there"))
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", dict)
     with pytest.raises(Bad, match=r"the 1 packages here hold 0.0 MB of docstrings, 10 are asked for"):
         world.gather(tmp_path / "cache")
-    monkeypatch.setattr(world.importlib.metadata, "packages_distributions", lambda: {"rich": [], "odd": []})
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {"rich": [], "odd": []})
     table = world.gather(tmp_path / "cache", least_mb=0.05)
     assert list(world.megabytes(table)) == ["odd", "rich"]
     with pytest.raises(Bad, match="package 'not_there' is not installed"):
@@ -265,8 +269,6 @@ def test_a_script_without_a_main_guard_runs_once(tmp_path):
         print(python_docs.gather(Path({str(tmp_path)!r}), ("rich", "fsspec"), workers=2).num_rows > 500)
         """)
     )
-    beside = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, world.sys.path))}
-    out = world.subprocess.run(
-        [world.sys.executable, str(script)], env=beside, capture_output=True, text=True, check=True
-    )
+    beside = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    out = subprocess.run([sys.executable, str(script)], env=beside, capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["once", "True"]

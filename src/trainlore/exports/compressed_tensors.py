@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +17,37 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trainlore.errors import Bad
-from trainlore.exports import timed
+from trainlore.exports import fresh, on_grids, read_into, timed
 from trainlore.nouns import Model
 from trainlore.primitives.grids import Codebook, Grid
-from trainlore.primitives.masks import weight_of
 from trainlore.primitives.reparam import turned
+from trainlore.primitives.shrinking import KEPT
 from trainlore.steps import SAME
 
 
-def RUNTIME() -> str:
-    """What reads it."""
-    return f"compressed-tensors {VERSION}"
+def RUNTIME(model: Model) -> str:
+    """What reads it: for grids with zero points transformers makes room in another shape than the library packs them in."""
+    import transformers
+
+    library = f"compressed-tensors {VERSION}"
+    return library if _zeros(on_grids(model)) else f"transformers {transformers.__version__} with {library}"
 
 
-def tolerance(model: Model) -> float:
+def tolerance(model: Model, batch: dict[str, Any]) -> float:
     """The same values, in the same type: nothing may change but the order of sums."""
     return SAME
 
 
 def write(model: Model, folder: Path) -> None:
     """Pack every weight that lies on its grid; the others stay as they are. Raises Bad where the format cannot hold one."""
-    grids = {path: grid for path, grid in model.grids.items() if _holds(model, path, grid)}
+    grids = on_grids(model)
     if not grids:
         raise Bad("no weight of this model lies on a grid of few bits: quantize it first (`gptq`, `awq`, `nearest`)")
+    net: Any = model.net
+    if getattr(net.config, KEPT, None):
+        raise Bad("its blocks are of different sizes, which no reader of compressed-tensors expects: use hf or onnx")
     for path, grid in grids.items():
         _fits(model, path, grid)
-    net: Any = model.net
     state = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
     seen: dict[int, str] = {}
     for name in list(state):  # shared weights are stored once
@@ -63,11 +70,27 @@ def write(model: Model, folder: Path) -> None:
 
 
 def logits(folder: Path, batch: dict[str, Any], model: Model) -> tuple[Tensor, float]:
-    """The logits of the weights that the library unpacks from the folder, and the seconds of one pass.
+    """The logits of the model that transformers loads, or of the weights that the library unpacks, and the seconds of a pass."""
+    with torch.no_grad(), redirect_stderr(io.StringIO()):  # weights are unpacked, with a bar, in the first pass
+        try:
+            back = _unpacked(folder, model) if _zeros(on_grids(model)) else _loaded(folder, model)
+            out, seconds = timed(lambda: back(batch))
+        except AttributeError as error:  # the net's own code looks for a layer's weight, as that of T5 does
+            raise Bad(f"{type(model.net).__name__} does not run with packed layers ({error}): use hf") from error
+    return out.float(), seconds
 
-    (`from_pretrained` of transformers reads symmetric grids; for zero points it makes room in another shape than the
-    library's own packing has.)
-    """
+
+def _zeros(grids: dict[str, Any]) -> bool:
+    return any(isinstance(g, Grid) and g.form.startswith("u") for g in grids.values())
+
+
+def _loaded(folder: Path, model: Model) -> Model:
+    net: Any = model.net
+    made = type(net).from_pretrained(folder, dtype=next(net.parameters()).dtype, local_files_only=True)
+    return Model(made.eval(), model.kind)
+
+
+def _unpacked(folder: Path, model: Model) -> Model:
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     state = load_file(folder / "model.safetensors")
     for group in config["config_groups"].values():
@@ -78,20 +101,9 @@ def logits(folder: Path, batch: dict[str, Any], model: Model) -> tuple[Tensor, f
                 k.rpartition(".")[2]: state.pop(k) for k in list(state) if k.startswith(f"{path}.") and ".weight" in k
             }
             state[f"{path}.weight"] = unpack(mine, scheme)["weight"]
-    back = model.copy()
-    dtype = next(model.net.parameters()).dtype
-    back.net.load_state_dict({k: v.to(dtype) for k, v in state.items()}, strict=False)
-    with torch.no_grad():
-        out, seconds = timed(lambda: back(batch))
-    return out.float(), seconds
-
-
-def _holds(model: Model, path: str, grid: Any) -> bool:
-    try:
-        layer = model.net.get_submodule(path)
-    except AttributeError:  # the layer is gone: nothing of it to pack
-        return False
-    return grid.holds(weight_of(layer))
+    back = fresh(model)
+    read_into(back, state)
+    return back
 
 
 def _fits(model: Model, path: str, grid: Any) -> None:
@@ -101,9 +113,8 @@ def _fits(model: Model, path: str, grid: Any) -> None:
             f"{path} is a codebook's, which compressed-tensors cannot hold; it holds whole numbers and e4m3: use hf"
         )
     if not isinstance(layer, torch.nn.Linear) or turned(layer):
-        raise Bad(
-            f"{path} is a {type(layer).__name__}: compressed-tensors packs linear layers; gguf and hf can hold it"
-        )
+        other = "gguf and hf can hold it" if turned(layer) else "hf can hold it, or name the linear ones in `targets`"
+        raise Bad(f"{path} is a {type(layer).__name__}, and compressed-tensors packs linear layers: {other}")
     if grid.form not in ("e4m3", *(f"{s}int{b}" for s in ("", "u") for b in range(2, 9))):
         raise Bad(f"{path} is in {grid.form}, which compressed-tensors packs in no way that can be read here: use hf")
     if isinstance(grid.per, int) and layer.in_features % grid.per:

@@ -12,21 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from trainlore.errors import Bad
-from trainlore.exports import timed
+from trainlore.exports import own_arithmetic, timed
+from trainlore.exports.rows import made
 from trainlore.nouns import Model
 from trainlore.steps import SAME
 
 NAMES = ("input_ids", "attention_mask", "pixel_values", "features")
 
 
-def RUNTIME() -> str:
+def RUNTIME(model: Model) -> str:
     """What runs it."""
     return f"onnxruntime {onnxruntime.__version__}"
 
 
-def tolerance(model: Model) -> float:
+def tolerance(model: Model, batch: dict[str, Any]) -> float:
     """The same weights in float32, other kernels."""
-    return SAME
+    return SAME + own_arithmetic(model, batch)
 
 
 class _Logits(nn.Module):
@@ -48,11 +49,9 @@ class _Logits(nn.Module):
 
 def write(model: Model, folder: Path) -> None:
     """Trace the network and write model.onnx beside its tokenizer."""
-    from trainlore.exports import rows_for
-
     if model.kind == "seq2seq":
         raise Bad("onnx holds one graph, and a seq2seq model writes in two: use hf")
-    batch = rows_for(model)
+    batch = made(model)
     names = [n for n in NAMES if n in batch]
     given = tuple(batch[n][:2] for n in names)
     rows, length = (
@@ -64,7 +63,7 @@ def write(model: Model, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            made: Any = torch.onnx.export(
+            graph: Any = torch.onnx.export(
                 shell,
                 given,
                 dynamo=True,
@@ -76,14 +75,16 @@ def write(model: Model, folder: Path) -> None:
         except Exception as error:
             first = str(error).strip().splitlines()[0][:200]
             raise Bad(f"{type(model.net).__name__} could not be traced for onnx ({first}): use hf") from error
-    made.save(str(folder / "model.onnx"))
+    graph.save(str(folder / "model.onnx"))
     if model.tokenizer is not None:
         model.tokenizer.save_pretrained(folder)
 
 
 def logits(folder: Path, batch: dict[str, Any], model: Model) -> tuple[Tensor, float]:
     """The logits that onnxruntime gives, and the seconds of one pass."""
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
     feed = {i.name: batch[i.name].numpy() for i in session.get_inputs()}
     (out,), seconds = timed(lambda: session.run(["logits"], feed))
     return torch.from_numpy(out).float(), seconds

@@ -38,11 +38,15 @@ class Rounder(nn.Module):
         scale, zero = self.scale, self.zero
         if scale is None:
             scale, zero = found(x.detach(), self.form, self.per)
-        rounded = snap(x.detach().float(), self.form, scale, zero).to(x.dtype)
-        return x + (rounded - x).detach()
+        return passed(x, snap(x.detach().float(), self.form, scale, zero))
 
     def extra_repr(self) -> str:
         return f"{self.form}, per {self.per}, {'found' if self.scale is None else 'fixed'}"
+
+
+def passed(x: Tensor, rounded: Tensor) -> Tensor:
+    """What x was rounded to, in its dtype; to the gradient it is x."""
+    return x + (rounded.to(x.dtype) - x).detach()
 
 
 def found(x: Tensor, form: str, per: str = "tensor") -> tuple[Tensor, Tensor]:
@@ -61,6 +65,45 @@ def found(x: Tensor, form: str, per: str = "tensor") -> tuple[Tensor, Tensor]:
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low) / (2 ** bits_of(form) - 1)).clamp(min=tiny)
     return scale, (-low / scale).round()
+
+
+def regions(x: Tensor, coarse: Tensor | float, ratio: int, bits: int, signed: bool) -> Tensor:
+    """The nearest values of two even runs of 2^(bits-1) steps each, the fine step 2^ratio times smaller: the shape of x.
+
+    signed: the fine run below 0, the coarse one above. Else the fine run next to 0, the coarse one beyond it.
+    """
+    half, fine = 2 ** (bits - 1), coarse / 2**ratio
+    small = (x / fine).round().clamp(-half if signed else 0, 0 if signed else half - 1) * fine
+    large = (x / coarse).round().clamp(0, half - 1) * coarse
+    return torch.where(x < (0.0 if signed else half * fine), small, large)
+
+
+class Regions(nn.Module):
+    """Rounds to two runs of steps tied by a power of two. Gradients go straight through."""
+
+    def __init__(self, coarse: Tensor, ratio: int, bits: int, signed: bool) -> None:
+        super().__init__()
+        self.ratio, self.bits, self.signed = ratio, bits, signed
+        self.register_buffer("coarse", coarse.view(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return passed(x, regions(x.detach().float(), self.coarse, self.ratio, self.bits, self.signed))
+
+    @staticmethod
+    def of(x: Tensor, weight: Tensor, bits: int, signed: bool, most: int) -> Regions:
+        """With the power of two, 0 to `most`, that moves x (n, in) times weight (out, in) least."""
+        coarse = x.max().clamp(min=torch.finfo(torch.float32).tiny) / (2 ** (bits - 1) - 1)
+        gaps = [((regions(x, coarse, m, bits, signed) - x) @ weight.T).square().mean() for m in range(most + 1)]
+        return Regions(coarse, int(torch.stack(gaps).argmin()), bits, signed)
+
+
+def fitted(x: Tensor, weight: Tensor, bits: int) -> Rounder:
+    """Rounds around 0 by one scale, the share of the largest value that moves x (n, in) times weight (out, in) least."""
+    form = f"int{bits}"
+    scale, zero = found(x, form)
+    tries = [scale * share / 20 for share in range(4, 21)]
+    gaps = [((snap(x, form, s, zero) - x) @ weight.T).square().mean() for s in tries]
+    return Rounder(form, "tensor", tries[int(torch.stack(gaps).argmin())])
 
 
 def read_rounded(layer: nn.Module, rounder: nn.Module) -> None:

@@ -110,3 +110,19 @@ def _apart(kind: str, after: Tensor, before: Tensor) -> Tensor:
     if kind in ("regressor", "encoder", "denoiser"):
         return (after.float() - before.float()).square().mean(-1)
     return kl(after, before).clamp(min=0.0)
+
+
+def allotted(rise: Mapping[str, list[float]], size: Mapping[str, int], bits: float, low: int) -> dict[str, int]:
+    """Bits of each layer: from the most on, one bit at a time from where it costs least for each weight.
+
+    rise: the damage of a layer at low, low + 1, ... bits; size: its weights. Ends when a weight has at most `bits` on
+    average.
+    """
+    width = {path: low + len(steps) - 1 for path, steps in rise.items()}
+    left, budget = sum(width[p] * size[p] for p in width), bits * sum(size.values())
+    while left > budget:
+        cost = {p: (rise[p][w - low - 1] - rise[p][w - low]) / size[p] for p, w in width.items() if w > low}
+        path = min(cost, key=cost.__getitem__)
+        width[path] -= 1
+        left -= size[path]
+    return width

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from trainlore.errors import Bad
 from trainlore.nouns import Model
 from trainlore.primitives.anatomy import bodies
+from trainlore.primitives.calibrating import Unit, inputs
 
 NAME = "trainlore_probabilities"  # what the kernel is called among those of transformers
 
@@ -81,3 +82,22 @@ def attend_through(model: Model, path: str, between: nn.Module) -> None:
     if net.config._attn_implementation != NAME or not hasattr(attention, "is_causal"):
         raise Bad(f"the attention of {type(net).__name__} at {path} cannot be reached: it runs a kernel of its own")
     attention.probabilities = between
+
+
+def opened(model: Model) -> dict[str, str]:
+    """Let every attention pass its probabilities through a module that changes nothing: its path by that of its block."""
+    found = dict(zip((body.path for body in bodies(model)), attentions(model), strict=True))
+    for path in found.values():
+        attend_through(model, path, nn.Identity())
+    return found
+
+
+def overheard(model: Model, unit: Unit, path: str) -> tuple[dict[str, Tensor], Tensor]:
+    """What a block's layers read, (n, in) float32 by path, and all probabilities of its attention at `path`, opened: (m,)."""
+    shares: list[Tensor] = []
+    between: Any = model.net.get_submodule(path).probabilities
+    hook = between.register_forward_hook(lambda m, args, out: shares.append(out.float().flatten()))
+    try:
+        return inputs(unit), torch.cat(shares)
+    finally:
+        hook.remove()

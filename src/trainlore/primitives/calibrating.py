@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trainlore.errors import Bad
 from trainlore.nouns import Batch, Data, Model
 from trainlore.primitives.masks import CONVOLUTIONS
+from trainlore.primitives.reparam import still
 from trainlore.runs import Run
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # what a module is called with
@@ -73,11 +74,7 @@ class Unit:
 
     def error(self, at: int) -> Tensor:
         """Mean squared distance (scalar) of what it gives for batch `at` from `goals`, padding left out."""
-        gap = (self(at).float() - self.goals[at].float()).square()
-        real = self.real[at]
-        if real is not None and real.shape == gap.shape[:2]:
-            return gap[real].mean()
-        return gap.mean()
+        return unpadded((self(at).float() - self.goals[at].float()).square(), self.real[at]).mean()
 
 
 class _Shell(nn.Module):
@@ -107,14 +104,12 @@ def walk(
     """
     if by not in ("block", "layer"):
         raise Bad(f"unit={by!r} is neither block nor layer")
-    was = {n: p.requires_grad for n, p in model.net.named_parameters()}
     training = model.net.training
-    model.net.eval().requires_grad_(False)
+    model.net.eval()
     try:
-        yield from _walk(model, layers, batches, by, goals)
+        with still(model.net):
+            yield from _walk(model, layers, batches, by, goals)
     finally:
-        for name, weight in model.net.named_parameters():
-            weight.requires_grad_(was.get(name, weight.requires_grad))
         model.net.train(training)
 
 
@@ -243,6 +238,11 @@ def rows_read(layer: nn.Module, x: Tensor, real: Tensor | None = None) -> Tensor
     return x.flatten(0, -2)
 
 
+def unpadded(values: Tensor, real: Tensor | None) -> Tensor:
+    """Values (B,T,...) at the places (B,T) that are real, a row each; others, or where all are real, as they are."""
+    return values[real] if real is not None and real.shape == values.shape[:2] else values
+
+
 @torch.no_grad()
 def listen(unit: Unit, told: Callable[[str, nn.Module, Tensor], None]) -> None:
     """Run the unit over all its batches; `told(path, layer, x (n, in))` hears what each of its layers reads."""
@@ -261,6 +261,13 @@ def listen(unit: Unit, told: Callable[[str, nn.Module, Tensor], None]) -> None:
     finally:
         for one in hooks:
             one.remove()
+
+
+def inputs(unit: Unit, *paths: str) -> dict[str, Tensor]:
+    """What the layers named, or all of the unit, read over all batches: (n, in) float32 by path, all of it in memory."""
+    heard: dict[str, list[Tensor]] = {path: [] for path in paths or unit.layers}
+    listen(unit, lambda path, layer, x: heard[path].append(x.float()) if path in heard else None)
+    return {path: torch.cat(heard.pop(path)) for path in list(heard)}
 
 
 def second_moments(unit: Unit) -> dict[str, Tensor]:

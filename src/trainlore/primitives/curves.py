@@ -11,8 +11,14 @@ start values, no local minima, and many curves at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from trainlore.errors import Bad
+
+if TYPE_CHECKING:
+    from trainlore.nouns import Model
 
 EXPONENTS = np.geomspace(0.01, 5, 320)
 
@@ -176,3 +182,45 @@ def least_squares(
     if best is None:
         raise ValueError("no start led to a finite fit; check the values for infinities")
     return best.x
+
+
+def curve_of(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, losses and learning rates (T,) of the model's last fit, the rates as shares of their peak."""
+    curve: dict[str, Any] = model.about.get("curve") or {}
+    if len(curve.get("t", ())) < 16:
+        raise Bad(
+            "the model remembers no training curve of 16 steps or more: measure the model that a fit gave, or set `steps`"
+        )
+    t, loss, rate = (np.asarray(curve[k], dtype=np.float64) for k in ("t", "loss", "rate"))
+    return t.astype(int), loss, rate
+
+
+# ---- a learning curve beside that of an expert
+
+
+def relative_performance(curve, expert) -> float:
+    """Area under a learning curve (N,) over that of a single-task expert (M,), both cut to the shorter; 1 is on a par."""
+    n = min(len(curve), len(expert))
+    return float(
+        np.nansum(np.asarray(curve, dtype=np.float64)[:n]) / np.nansum(np.asarray(expert, dtype=np.float64)[:n])
+    )
+
+
+def saturation(curve) -> tuple[float, int]:
+    """The highest value of the smoothed curve (N,) and the experiences before it; smoothed over a fifth of it, 100 at most."""
+    curve = np.asarray(curve, dtype=np.float64)
+    window = min(int(0.2 * len(curve)), 100)
+    smoothed = smooth(curve, window if window >= 3 else 1)
+    return float(smoothed.max()), int(smoothed.argmax())
+
+
+def sample_efficiency(curve, expert) -> float:
+    """(saturation / expert's) * (expert's experiences to it / experiences to it), from learning curves (N,) and (M,).
+
+    0 where the curve falls, or saturates below a fifth of the expert's; NaN where either starts at its saturation.
+    """
+    (top, steps), (best, fast) = saturation(curve), saturation(expert)
+    if not steps or not fast:
+        return float("nan")
+    slope = np.polyfit(np.arange(len(curve)), np.asarray(curve, dtype=np.float64), 1)[0]
+    return 0.0 if top < 0.2 * best or slope < 0 else (top / best) * (fast / steps)

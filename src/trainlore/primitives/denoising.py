@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MODES = ("R", "S", "X")  # short spans, the end, long spans or many
+
 
 def span_counts(lengths: Tensor, rate: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
     """How many tokens of a row are hidden, and in how many spans: three (B,) -> two int64 (B,); 0 in rows of under two."""
@@ -84,3 +86,38 @@ def joined(pieces: list[tuple[Tensor, Tensor]], pad: int, width: int | None = No
         out[inside] = ids[torch.arange(ids.shape[1]) < n[:, None]]
         at = at + n
     return out
+
+
+def fitting(width: int, span: float, rate: float) -> int:
+    """The most tokens of a row that, with its mode token and two sentinels a span (none if endless), take at most `width` places."""
+    lengths = torch.arange(width + 1)
+    _, spans = span_counts(lengths, torch.tensor(rate), torch.tensor(span))
+    taken = lengths + 1 + (2 * spans if span < float("inf") else 0)
+    return int((taken <= width).nonzero().max()) if width else 0
+
+
+def denoised(
+    ids: Tensor,
+    lengths: Tensor,
+    which: Tensor,
+    span: Tensor,
+    rate: Tensor,
+    specials: Tensor,
+    generator: torch.Generator,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Inputs and targets of rows, each under its own denoiser, both as (ids padded with 0, lengths (B,)).
+
+    ids (B,T), lengths (B,), which (B,) of R, S, X, span and rate (B,), specials: token ids of R, S, X and the sentinels.
+    """
+    modes, sentinels = specials[:3], specials[3:]
+    sequential = which == MODES.index("S")
+    width = ids.shape[1]
+    hide = torch.where(
+        sequential[:, None],
+        tail_mask(lengths, rate, width, generator),
+        span_mask(lengths, rate, span, width, generator),
+    )
+    kept = replace_runs(ids, hide, lengths, sentinels, ~sequential)
+    asked = replace_runs(ids, ~hide, lengths, sentinels, ~sequential)
+    one = torch.ones_like(lengths)
+    return (joined([(modes[which][:, None], one), kept], 0), kept[1] + 1), asked

@@ -169,8 +169,9 @@ def neighbours(words: Words, k: int = 5, dims: int = 50, window: int = 2, least:
 def swap(words: Words, times: np.ndarray, rng: np.random.Generator) -> Words:
     """Exchange two words of a row, `times` (N,) over; a row of one word stays."""
     values, start, length = words.values.copy(), words.offsets[:-1], words.lengths
-    for t in range(int(times.max(initial=0))):
-        row = np.flatnonzero((times > t) & (length > 1))
+    row = np.flatnonzero(length > 1)
+    for t in range(int(times[row].max(initial=0))):
+        row = row[times[row] > t]  # a long row, which is swapped often, does not have the others looked at again
         one = _below(length[row], rng)
         other = (one + 1 + _below(length[row] - 1, rng)) % length[row]
         a, b = start[row] + one, start[row] + other

@@ -7,7 +7,7 @@ Of very many rows (a million and more) let the choice cover a random sample of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, log
+from math import ceil, inf, isqrt, log
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -31,9 +31,12 @@ __all__ = [
     "rank_within",
 ]
 
-ROOM = 1 << 28  # bytes of similarities that are kept between the steps
-BLOCK = 1 << 22  # similarities made at a time when they are not kept
-WIDTH = 16  # candidates a lazy step looks at first
+ROOM = 1 << 31  # bytes of similarities that are kept between the steps
+BLOCK = 1 << 18  # similarities made at a time: on a CPU what stays in the cache of a core
+ELSEWHERE = 1 << 22
+WIDTH = 16  # candidates a lazy step looks at first, at least
+GROWTH = 1.5  # and so many times as many when none of them will do
+SHORT = 4096  # candidates of the highest gains, among which lazy steps look
 
 
 def facility_location(
@@ -58,7 +61,8 @@ def facility_location(
     - exact: all gains are kept up to date; work grows with N * M * log(count), which suits a list of nearly all rows.
     - stochastic: the best of ceil(N / count * log(1 / epsilon)) random rows; in the mean at least 1 - 1/e - epsilon of the best.
 
-    Gains are float64 and add up to f(S). Memory beyond a copy of the rows: 256 MiB, whatever N and M are.
+    Gains are float64 and add up to f(S). Memory beyond a copy of the rows: the similarities where they take at most 2 GiB,
+    else 20 bytes a row, whatever N and M are.
     """
     cover = _Cover(features, reference, metric, weights)
     if not 1 <= count <= cover.n:
@@ -97,10 +101,10 @@ class _Cover:
             raise Bad(f"weights must be {self.m} numbers of at least 0, one for each row to be covered")
         self.weights = None if weights is None else weights.to(x)
         self.best = x.new_zeros(self.m)
+        self.block = BLOCK if x.device.type == "cpu" else ELSEWHERE
         self.tie = 1e-6 if x.dtype == torch.float32 else 1e-12  # gains this near are one: rounding must not choose
         self.kept: Tensor | None = x if metric == "precomputed" else None
-        if self.kept is None and self.n * self.m * x.element_size() <= ROOM:
-            self.kept = self._made(x, y)
+        self.keeps = self.kept is None and self.n * self.m * x.element_size() <= ROOM  # from the first time on
 
     def _made(self, x: Tensor, y: Tensor) -> Tensor:
         if self.metric == "cosine":
@@ -117,19 +121,41 @@ class _Cover:
 
     def gains(self, candidates: Tensor) -> Tensor:
         """What each of the candidates (B,) would add now: float64 (B,)."""
-        total = torch.zeros(len(candidates), dtype=torch.float64, device=self.x.device)
-        step = max(1, BLOCK // len(candidates))
+        if self.kept is not None:  # whole rows, a few at a time
+            few = candidates.split(max(1, self.block // self.m))
+            return torch.cat([self._more(self.kept.index_select(0, some), slice(None)) for some in few])
+        total, x = torch.zeros(len(candidates), dtype=torch.float64, device=self.x.device), self.x[candidates]
+        step = max(1, self.block // len(candidates))
         for a in range(0, self.m, step):
-            more = self.similar(candidates, slice(a, a + step)).sub_(self.best[a : a + step]).clamp_(min=0)
-            if self.weights is not None:
-                more.mul_(self.weights[a : a + step])
-            total += more.sum(1)
+            rows = slice(a, a + step)
+            total += self._more(self._made(x, self.y[rows]), rows)
         return total
 
-    def all_gains(self) -> Tensor:
-        """What every candidate would add now: float64 (N,)."""
-        every = torch.arange(self.n, device=self.x.device)
-        return torch.cat([self.gains(some) for some in every.split(2048)])
+    def _more(self, near: Tensor, rows: slice) -> Tensor:
+        """What candidates this near (B,R) to these rows add by them; changes `near`."""
+        near.sub_(self.best[rows]).relu_()
+        if self.weights is not None:
+            near.mul_(self.weights[rows])
+        return near.sum(1).double()
+
+    def first_gains(self) -> Tensor:
+        """What every candidate would add while none is chosen: float64 (N,); keeps the similarities if it may."""
+        total = torch.zeros(self.n, dtype=torch.float64, device=self.x.device)
+        made = self.x.new_empty(self.n, self.m) if self.keeps else self.kept
+        both = self.symmetric and made is None  # of rows that cover themselves, half of the pairs tell the other half
+        side = isqrt(self.block)
+        for i in range(0, self.n, side):
+            some = slice(i, i + side)
+            for a in range(i if both else 0, self.m, side):
+                rows = slice(a, a + side)
+                near = self._made(self.x[some], self.y[rows]) if self.kept is None else self.kept[some, rows].clone()
+                if self.keeps:
+                    made[some, rows] = near  # type: ignore[index]
+                if both and a > i:
+                    total[rows] += self._more(near.T.clone(), some)
+                total[some] += self._more(near, rows)
+        self.kept = made
+        return total
 
     def add(self, j: int) -> tuple[float, Tensor, Tensor]:
         """Take candidate j: its gain, the rows (R,) that it covers better, and how they were covered before (R,)."""
@@ -141,7 +167,7 @@ class _Cover:
 
 
 def _exact(cover: _Cover, count: int) -> tuple[Tensor, Tensor]:
-    gain, chosen, gains = cover.all_gains(), [], []
+    gain, chosen, gains = cover.first_gains(), [], []
     none = float(gain.max()) * (1e-9 if cover.x.dtype == torch.float32 else 1e-13)  # less is rounding
     for _ in range(count):
         best = gain.max()
@@ -150,7 +176,7 @@ def _exact(cover: _Cover, count: int) -> tuple[Tensor, Tensor]:
         chosen.append(j)
         gains.append(got)
         gain[j] = -torch.inf
-        step = max(1, BLOCK // cover.n)
+        step = max(1, 16 * cover.block // cover.n)
         for a in range(0, len(rows), step):
             some, old = rows[a : a + step], before[a : a + step]
             lost = torch.minimum(cover.similar(slice(None), some), cover.best[some]).sub_(old).clamp_(min=0)
@@ -162,22 +188,31 @@ def _exact(cover: _Cover, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _lazy(cover: _Cover, count: int) -> tuple[Tensor, Tensor]:
-    bound, chosen, gains = cover.all_gains(), [], []  # a gain never grows: the last one computed bounds what it is now
+    # a gain never grows: the last one computed bounds what it is now
+    bound, chosen, gains = cover.first_gains(), [], []
     fresh = torch.ones(cover.n, dtype=torch.bool, device=bound.device)
-    for _ in range(count):
-        width = WIDTH
-        while True:
-            near = bound.masked_fill(~fresh, -torch.inf).max() * (1 - cover.tie)
-            top = bound.masked_fill(fresh, -torch.inf).topk(min(width, cover.n))
-            stale = top.indices[(top.values >= near) & (top.values > 0)]  # of a tie, too: the earlier row wins it
-            if not len(stale):
+    # of the candidates that are not on the short list none is above its edge
+    best, short, edge = float(bound.max()), bound.new_zeros(0, dtype=torch.long), inf
+    for t in range(count):
+        width = max(WIDTH, cover.n >> 11)  # of very many it takes many, and together they take less time
+        while t:
+            open_ = short[~fresh[short]]
+            top = bound[open_].topk(min(int(width), len(open_)))
+            stale = open_[top.indices[(top.values >= best * (1 - cover.tie)) & (top.values > 0)]]
+            if len(stale):  # of a tie, too: the earlier row wins it
+                bound[stale], fresh[stale], width = cover.gains(stale), True, width * GROWTH
+                best = max(best, float(bound[stale].max()))
+            elif edge > 0 and edge >= best * (1 - cover.tie):
+                top = bound.masked_fill(fresh, -inf).topk(min(max(SHORT, cover.n >> 5), cover.n))
+                short = torch.cat([top.indices, fresh.nonzero()[:, 0]])
+                edge = float(top.values[-1]) if len(top.values) < cover.n else -inf
+            else:
                 break
-            bound[stale], fresh[stale], width = cover.gains(stale), True, 2 * width
-        j = int((fresh & (bound >= near) if near > 0 else bound > -torch.inf).nonzero()[0])
+        j = int((fresh & (bound >= best * (1 - cover.tie)) if best > 0 else bound > -inf).nonzero()[0])
         chosen.append(j)
         gains.append(cover.add(j)[0])
         fresh.zero_()
-        bound[j] = -torch.inf
+        bound[j], best = -inf, 0.0
     return torch.tensor(chosen), torch.tensor(gains, dtype=torch.float64)
 
 

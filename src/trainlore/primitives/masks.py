@@ -41,14 +41,25 @@ def matrices(net: nn.Module, targets: Sequence[str] = ()) -> dict[str, nn.Module
 
 
 def stored(layer: nn.Module) -> nn.Parameter:
-    """The weight a layer keeps, under whatever parametrization of torch."""
-    return layer.parametrizations.weight.original if parametrize.is_parametrized(layer, "weight") else layer.weight
+    """The weight a layer keeps, under whatever parametrization of torch.
+
+    Raises Bad where it keeps several tensors in the place of one, as torch's weight_norm does (a length and a direction).
+    """
+    if not parametrize.is_parametrized(layer, "weight"):
+        return layer.weight
+    kept = layer.parametrizations.weight  # type: ignore[union-attr]
+    if not hasattr(kept, "original"):
+        how = ", ".join(type(one).__name__.strip("_") for one in kept)
+        raise Bad(
+            f"a {type(layer).__name__} keeps its weight in {kept.ntensors} tensors ({how}): `fold` the model first"
+        )
+    return kept.original
 
 
 def plain(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """The same layers, refusing those whose weight is computed from others: what is written to it would be lost."""
     for path, layer in layers.items():
-        if parametrize.is_parametrized(layer, "weight"):
+        if parametrize.is_parametrized(layer, "weight") or not isinstance(layer.weight, nn.Parameter):
             raise Bad(f"the weight of {path} is computed from others: `fold` the model first, or name other targets")
     return dict(layers)
 

@@ -71,6 +71,12 @@ def straight(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
+def stepped(x: Tensor, scale: Tensor, zero: Tensor, bits: int, symmetric: bool = False) -> Tensor:
+    """(clip(round(x / scale) + zero) - zero) * scale, shaped to broadcast; gradients go straight through the rounding."""
+    low, high = limits(bits, symmetric)
+    return ((straight(x / scale) + zero).clamp(low, high) - zero) * scale
+
+
 def pack(ints: Tensor, bits: int) -> Tensor:
     """Integers of `bits` (2 to 8, signed or not) to bytes, lowest bit first, no gaps: 8 values fill `bits` bytes.
 

@@ -8,7 +8,8 @@ torch and the adapters of the `peft` library too.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -117,6 +118,18 @@ def freeze(net: nn.Module, but: Sequence[str] = ()) -> None:
         raise Bad(f"trainable: no weight's name contains {', '.join(idle)}; they are {', '.join(list(named)[:8])}, ...")
     for name, p in named.items():
         p.requires_grad_(any(word in name for word in but))
+
+
+@contextmanager
+def still(net: nn.Module) -> Iterator[None]:
+    """No weight of the net is trained in here, but those that are said to be; afterwards those are that were."""
+    was = {name: p.requires_grad for name, p in net.named_parameters()}
+    net.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for name, p in net.named_parameters():
+            p.requires_grad_(was.get(name, p.requires_grad))
 
 
 def adapt(model: Model, make: Make, targets: Sequence[str] = (), trainable: Sequence[str] = ()) -> Model:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainlore.errors import Bad
+from trainlore.meter import Meter
 from trainlore.nouns import Batch, Model
 from trainlore.primitives.anatomy import Body, bodies
 from trainlore.primitives.calibrating import second_moments, seen, walk
@@ -36,11 +37,12 @@ def timed(
     sizes: Sequence[int],
     batch: Batch,
     by: str = "seconds",
-    repeats: int = 5,
+    repeats: int = 7,
 ) -> np.ndarray:
     """What a block's heads or neurons cost when that many groups or neurons are left: (sizes,), on this batch.
 
-    by "seconds": measured here, the median of `repeats` passes; "work": floating-point operations, counted by shape.
+    by "seconds": measured here, the median of `repeats` passes, each beside one of the first size, and smoothed so that
+    more never costs less; "work": floating-point operations, counted by shape.
     Of neurons their layers with a GELU between them are run, of heads the attention with all it does.
     """
     if by not in ("seconds", "work") or part not in PARTS:
@@ -50,18 +52,93 @@ def timed(
     x = args[0] if args else kwargs["hidden_states"]
     if by == "work":
         return np.array([_work(model.net, body, part, size, x) for size in sizes])
-    within = _within(body)
-    found = []
-    for size in sizes:
-        block = copy.deepcopy(model.net.get_submodule(body.path)).eval()
-        if part == "heads":
-            keep_heads(block, within, torch.arange(size))
-            attention = block.get_submodule(_attention(within))
-            found.append(_seconds(lambda a=attention: a(*args, **kwargs), x.device, repeats))
-        else:
-            keep_neurons(block, within, torch.arange(size))
-            found.append(_seconds(lambda b=block: _through(b, within, x), x.device, repeats))
-    return np.array(found)
+    first, taken, shares = _part(model, body, part, sizes[0], args, kwargs), [], [1.0]
+    for size in sizes[1:]:  # each beside the first: what else the machine does slows both
+        before, after = _seconds((first, _part(model, body, part, size, args, kwargs)), x.device, repeats)
+        taken.append(before)
+        shares.append(after / before)
+    base = float(np.median(taken)) if taken else _seconds((first,), x.device, repeats)[0]
+    return base * rising(np.asarray(sizes), np.array(shares))
+
+
+def rising(sizes: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The times nearest to these (n,) of which no larger size has a lower one: whoever picks the best picks no slip."""
+    from sklearn.isotonic import isotonic_regression
+
+    order = np.argsort(sizes, kind="stable")
+    found = np.empty(len(times))
+    found[order] = isotonic_regression(times[order].astype(np.float64))
+    return found
+
+
+def _part(model: Model, body: Body, part: str, size: int, args: tuple, kwargs: dict) -> Callable[[], Any]:
+    """A run of a block's heads or neurons, that many of which are left, on what they are called with."""
+    within, block = _within(body), copy.deepcopy(model.net.get_submodule(body.path)).eval()
+    if part == "heads":
+        keep_heads(block, within, torch.arange(size))
+        attention = block.get_submodule(_attention(within))
+        return lambda: attention(*args, **kwargs)
+    keep_neurons(block, within, torch.arange(size))
+    x = args[0] if args else kwargs["hidden_states"]
+    return lambda: _through(block, within, x)
+
+
+@torch.no_grad()
+def whole(model: Model, batch: Batch, by: str = "seconds", repeats: int = 15) -> float:
+    """What a pass of the whole model costs on this batch, in the unit of `timed`: with what no size changes in it.
+
+    That is embeddings, norms, residuals and the head; of a small model they can be a third of a pass.
+    """
+    was = model.net.training
+    model.net.eval()
+    try:
+        if by == "seconds":
+            return _seconds((lambda: model(batch),), model.device, repeats, limit=10.0)[0]
+        with Meter().running() as bill:
+            model(batch)
+        return bill.forward
+    finally:
+        model.net.train(was)
+
+
+def table(
+    model: Model, places: Sequence[tuple[int, str, Sequence[int]]], batch: Batch, by: str = "seconds"
+) -> tuple[list[np.ndarray], float]:
+    """What each place costs at each of its sizes, and what a pass of the model costs beside them.
+
+    places: (number of the block, heads or neurons, sizes with the whole one first). A pass with a size chosen at every
+    place costs the sum of theirs and the rest. Places of one shape are measured once.
+    """
+    found, known, rows, passes = bodies(model), {}, [], []
+    for at, part, sizes in places:
+        body = found[at]
+        key = (part, body.heads, body.groups, body.width, tuple(sizes))
+        if key not in known:
+            known[key] = timed(model, body, part, sizes, batch, by)
+            if by == "seconds":  # as a share of a pass, the two beside each other
+                seconds, share = _beside(model, body, part, sizes[0], batch)
+                known[key] = known[key] / known[key][0] * share
+                passes.append(seconds)
+        rows.append(known[key])
+    if by == "seconds":
+        total = float(np.median(passes)) if passes else whole(model, batch)
+        rows = [row * total for row in rows]
+    else:
+        total = whole(model, batch, by)
+    return rows, max(0.0, total - sum(float(row[0]) for row in rows))
+
+
+def _beside(model: Model, body: Body, part: str, size: int, batch: Batch) -> tuple[float, float]:
+    """Seconds of a pass of the model, and the share of it that a part of one block takes."""
+    args, kwargs = seen(model, _attention(body) if part == "heads" else body.neurons_in[0], batch)
+    was = model.net.training
+    model.net.eval()
+    try:
+        runs = (lambda: model(batch), _part(model, body, part, size, args, kwargs))
+        total, mine = _seconds(runs, model.device, 15, limit=10.0)
+    finally:
+        model.net.train(was)
+    return total, mine / total
 
 
 def _attention(body: Body) -> str:
@@ -90,17 +167,25 @@ def _through(block: nn.Module, body: Body, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _seconds(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    taken = []
-    for _ in range(repeats + 1):  # the first warms up
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken[1:]))
+def _seconds(
+    runs: Sequence[Callable[[], Any]], device: torch.device, repeats: int, limit: float = 2.0
+) -> tuple[float, ...]:
+    """Medians of `repeats` turns of these runs, one after the other; of fewer, at least two, after `limit` seconds."""
+    taken: list[list[float]] = []
+    begun = time.perf_counter()
+    while len(taken) <= repeats and (len(taken) < 3 or time.perf_counter() - begun < limit):  # the first warms up
+        taken.append([_clock(run, device) for run in runs])
+    return tuple(float(v) for v in np.median(taken[1:], axis=0))
+
+
+def _clock(run: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def _work(net: nn.Module, body: Body, part: str, size: int, x: Tensor) -> float:

@@ -118,8 +118,11 @@ def ready(who: str, model: Model | None, count: int, data: Data) -> Model:
 
 
 def predicted(run: Run, model: Model, data: Data) -> Tensor:
-    """The class shares of each row, float64 (N, K)."""
-    return run.infer(model, data, lambda batch, out: out.double().softmax(-1))
+    """The class shares of each row, float64 (N, K). Raises Bad where some are not finite: nothing can be chosen by them."""
+    shares = run.infer(model, data, lambda batch, out: out.double().softmax(-1))
+    if bad := int((~shares.isfinite().all(-1)).sum()):
+        raise Bad(f"the network's shares are not finite for {bad} of {len(shares)} rows: has it diverged?")
+    return shares
 
 
 def dropout_shares(run: Run, model: Model, data: Data, draws: int, rate: float | None = None) -> Tensor:

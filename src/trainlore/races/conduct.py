@@ -16,6 +16,7 @@ import numpy as np
 
 from trainlore import recipe as recipes
 from trainlore import store as stores
+from trainlore.console import esc
 from trainlore.errors import Bad
 from trainlore.races import heat as heats
 from trainlore.races import page, preflight, profiles, rungs, tuning, verdict
@@ -82,7 +83,8 @@ class Conductor:
 
     def share(self) -> dict[str, Any]:
         """Do once what is the same for all; give its bill. Every noun lies in the store afterwards, for any process."""
-        from trainlore.execute import Heat, execute, given
+        from trainlore.execute import Heat, execute
+        from trainlore.given import given
 
         spec = prepared(self.race)
         nouns = {k: given(k, source, spec["seed"]) for k, source in spec["given"].items()}
@@ -125,7 +127,7 @@ class Conductor:
                 folder = Path(task["folder"])
                 if heats.ended(folder) is None:  # its process died and could not say so itself
                     stores.write(folder / "heat.json", json.dumps({**found, "track": heats.track(folder)}))
-                self.tell(f"[red]{task['arm']}, seed {task['seed']}: lost: {_plain(found['error'])}[/red]")
+                self.tell(f"[red]{task['arm']}, seed {task['seed']}: lost: {esc(found['error'])}[/red]")
             elif found["state"] == heats.FINISHED and bar is None:
                 self.tell(f"{task['arm']}, seed {task['seed']}: {found['score']:.5g} ({found['clock']:.1f} s)")
             if bar is not None:
@@ -143,12 +145,6 @@ class Conductor:
         """race.json as it stands."""
         self.record |= more
         stores.write(self.folder / "race.json", json.dumps(self.record, indent=1, default=_jsonable))
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(str(text))
 
 
 def _jsonable(value: Any) -> Any:
@@ -179,7 +175,7 @@ def conduct(
     if resume:
         made.record = json.loads((folder / "race.json").read_text())
     start = time.perf_counter()
-    from trainlore.execute import environment
+    from trainlore.execute.record import environment
 
     made.write(
         name=race.spec.name,

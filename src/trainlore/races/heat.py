@@ -84,7 +84,7 @@ def _data(root: str, key: str) -> Any:
 
 def ready(root: str, nouns: dict[str, list[str]]) -> dict[str, Any]:
     """The nouns that were there before the heat, by name, from [key, kind]; nothing is read before it is asked for."""
-    from trainlore.execute import Noun
+    from trainlore.given import Noun
 
     def fetch(key: str, kind: str) -> Any:
         return (
@@ -101,7 +101,8 @@ def _executed(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     from trainlore import recipe as recipes
-    from trainlore.execute import Heat, build, execute
+    from trainlore.building import build
+    from trainlore.execute import Heat, execute
     from trainlore.races.track import Track
 
     nouns = ready(task["store"], task["ready"])

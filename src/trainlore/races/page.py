@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from trainlore import store
-from trainlore.page import CSS, big, esc, number, table
+from trainlore.page.pieces import CSS, big, esc, number, table
 from trainlore.races import figures
 
 COLOUR = {"better": "good", "worse": "bad"}

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from trainlore import needs
+from trainlore import recipe as recipes
 from trainlore.errors import Bad
 from trainlore.primitives.statistics import smallest
 from trainlore.races import heat as heats
+from trainlore.races.spec import recipe_of
 
 if TYPE_CHECKING:
     from trainlore.races.conduct import Conductor
@@ -25,6 +28,8 @@ def pilot(made: Conductor, run: Any, jobs: int) -> dict[str, Any]:
     Where arms have no training in common that could be paused, their first heats are run whole.
     """
     race = made.race
+    asked = needed(made)
+    needs.held_against(asked, jobs)
     base = race.arms[race.baseline]
     made.heats(run, list(race.arms.values()), race.seeds[:1], SHARE, "pilot")
     made.heats(run, [base], race.seeds[1:2], SHARE, "pilot")
@@ -38,11 +43,23 @@ def pilot(made: Conductor, run: Any, jobs: int) -> dict[str, Any]:
         "jobs": jobs,
         "peak": max((a["peak"] for a in known), default=0) * jobs,
         "memory": _memory(),
+        "needs": [str(n) for n in asked],
         "disk": _size(made.folder / "heats") / begun * len(race.arms) * len(race.seeds) + _size(made.store.root),
         "free": shutil.disk_usage(made.folder).free,
         "detectable": _detectable(made),
         "share": SHARE,
     }
+
+
+def needed(made: Conductor) -> list[needs.Need]:
+    """What steps of the arms say they need, the largest of each method first: known before any of them runs."""
+    found: dict[str, needs.Need] = {}
+    for arm in made.race.arms.values():
+        steps = recipes.read(recipe_of(made.race, arm, made.race.seeds[0])).steps
+        for need in needs.of_steps(steps, lambda name: made.noun(name) if name in made.ready else None):
+            if need.name not in found or found[need.name].bytes < need.bytes:
+                found[need.name] = need
+    return sorted(found.values(), key=lambda need: -need.bytes)
 
 
 def _arm(made: Conductor, name: str) -> dict[str, Any]:
@@ -124,7 +141,7 @@ def refuse(forecast: dict[str, Any], folder: Path) -> None:
 
 def told(forecast: dict[str, Any], race: Race) -> str:
     """The forecast in a few lines."""
-    from trainlore.page import big
+    from trainlore.page.pieces import big
 
     lines = [f"{len(race.arms)} arms x {len(race.seeds)} seeds, {forecast['jobs']} at a time"]
     if forecast["seconds"] is not None:
@@ -135,6 +152,7 @@ def told(forecast: dict[str, Any], race: Race) -> str:
         lines.append(
             f"finds differences from about {forecast['detectable']:.3g} on (power 80 %, from {forecast['share']:.0%} of the training)"
         )
+    lines += forecast.get("needs", [])
     lines += [f"{n} will not run: {a['error']}" for n, a in forecast["arms"].items() if a.get("error")]
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainlore.page import big, number
+from trainlore.page.pieces import big, number
 
 KEPT = (
     "name", "question", "verdict", "metric", "better", "budget", "seeds", "baseline", "effects", "orders", "seconds", "started", "settings",
@@ -26,7 +26,7 @@ arms on yours is a question for a race of yours.
 
 def append(record: dict[str, Any], folder: Path, root: Path = Path("results/races")) -> Path:
     """Add the result as a line to results/races/NAME.jsonl: what is needed to read the numbers later. Gives the file."""
-    from trainlore.cli import _slug
+    from trainlore.folders import slug
     from trainlore.races import figures
 
     line = {k: record[k] for k in KEPT if k in record}
@@ -35,7 +35,7 @@ def append(record: dict[str, Any], folder: Path, root: Path = Path("results/race
         n: {k: a[k] for k in ("scores", "bill", "lost", "search", "dropped")} for n, a in record["arms"].items()
     }
     line["race"] = (folder / "race.yaml").read_text()
-    path = root / f"{_slug(record['name'])}.jsonl"
+    path = root / f"{slug(record['name'])}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")

@@ -76,26 +76,7 @@ class Race(msgspec.Struct, frozen=True):
 
 def read(source: str | Path | dict[str, Any], overrides: list[str] | None = None) -> Race:
     """Read a race file (or mapping), apply overrides such as `seeds=3` or `given.pool=my.jsonl`, and check it whole."""
-    import yaml
-
-    if isinstance(source, dict):
-        raw: Any = copy.deepcopy(source)
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise Bad(f"no race {source}")
-        try:
-            raw = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise Bad(f"{source} is not YAML: {' '.join(str(error).split())}") from None
-    for override in overrides or []:
-        _override(raw, override)
-    try:
-        spec = msgspec.convert(raw, Spec)
-    except msgspec.ValidationError as error:
-        known = f"; a race has {', '.join(Spec.__struct_fields__)}" if "unknown field" in str(error) else ""
-        raise Bad(f"not a race: {error}{known}") from None
-    return check(spec, yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+    return check(*recipes.parsed(source, Spec, "race", overrides, _override))
 
 
 def _override(raw: Any, text: str) -> None:

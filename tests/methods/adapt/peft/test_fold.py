@@ -63,6 +63,30 @@ def test_peft_models_and_torch_parametrizations_are_folded_too():
     torch.testing.assert_close(folded(x), expected)
 
 
+def test_layers_go_on_reading_their_inputs_in_few_bits():
+    from trainlore.primitives.activations import Rounder, read_rounded
+
+    at = world("text")
+    for form in ("lora", "beside"):
+        model, layer = at["teacher"].copy(), "model.layers.0.mlp.down_proj"
+        read_rounded(model.net.get_submodule(layer), Rounder("int4"))
+        batch = at["data"].batch(range(4), model)
+        if form == "beside":
+            g = torch.Generator().manual_seed(0)
+            out, into = model.net.get_submodule(layer).weight.shape
+            up, down = torch.randn(out, 2, generator=g), torch.randn(2, into, generator=g)
+            reparam.put_beside(model.net, layer, up * 0.1, down * 0.1)
+            model = reparam.reshaped(model)
+        before = model(batch)
+        folded = Fold()(Run(0), Run(0).step(FORMS[form], model) if form != "beside" else model)
+        plain = folded.net.get_submodule(layer)
+        assert type(plain) is nn.Linear and plain.reads.form == "int4"
+        torch.testing.assert_close(folded(batch), before, atol=1e-4, rtol=1e-4)
+        full = folded.copy()
+        full.net.get_submodule(layer).reads = nn.Identity()
+        assert distance(before.detach(), full(batch).detach()) > 1e-3  # rounding is felt
+
+
 class Doubled(nn.Module):
     def __init__(self, weight):
         super().__init__()

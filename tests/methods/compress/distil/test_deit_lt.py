@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from trainlore.claims import Claim
-from trainlore.methods.compress.distil.deit_lt import DeiTLT, Twin, class_weights, with_token
+from trainlore.methods.compress.distil.deit_lt import DeiTLT, class_weights
 from trainlore.nouns import Model
 from trainlore.nouns.hugging import preset
+from trainlore.primitives.heads import Twin
 from trainlore.runs import Run
 from trainlore.worlds.tiny import HOW, world
 
@@ -49,20 +50,6 @@ def teacher():
     weight = class_weights(torch.bincount(torch.tensor(rows["label"])), 0.999).numpy()
     how = {**HOW["digits"], "steps": 200}
     return Run(5).fit(preset("mlp", seed=5, width=64), rows.with_(weight=weight[rows["label"]]), **how)
-
-
-def test_the_new_token_changes_nothing_but_attention_and_the_heads_start_alike():
-    net = preset("vit-digits", seed=1, num_hidden_layers=2).net
-    made = with_token(net)
-    assert type(made).__name__ == "DeiTForImageClassificationWithTeacher" and not made.training
-    x = torch.randn(3, 1, 8, 8)
-    inside = made.deit.embeddings(x)
-    torch.testing.assert_close(inside[:, [0, *range(2, 18)]], net.vit.embeddings(x))
-    assert (inside[:, 1] == 0).all()
-    for p, q in zip(made.cls_classifier.parameters(), made.distillation_classifier.parameters(), strict=True):
-        assert torch.equal(p, q)
-    mine, theirs = made.state_dict(), net.state_dict()
-    assert all(torch.equal(theirs[k], mine[k.replace("vit.", "deit.")]) for k in theirs if "vit.layers" in k)
 
 
 def test_a_vision_transformer_leaves_with_both_heads_and_loads(tmp_path):

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
 import pytest
 
 from trainlore.claims import Claim
-from trainlore.methods.compress.prune.darwinlm import DarwinLM, stairs, switched
+from trainlore.methods.compress.prune.darwinlm import DarwinLM
 from trainlore.nouns import Model
 from trainlore.primitives.anatomy import bodies
 from trainlore.primitives.calibrating import batches_of
+from trainlore.primitives.levels import stairs
 from trainlore.primitives.shrinking import count, shrink
 from trainlore.primitives.sizing import answers, cut_to, database, strayed
 from trainlore.runs import Run
@@ -20,26 +20,6 @@ QUICK = {"generations": 6, "offspring": 8, "survivors": (4, 1), "judged": (8, 32
 
 def kept(model):
     return [(b.groups, count(model.net, b)) for b in bodies(model)]
-
-
-def test_sizes_are_equal_steps_apart():
-    assert stairs(32, 8) == [32, 28, 24, 20, 16, 12, 8, 4, 0] and stairs(2, 10) == [2, 1, 0]
-    assert stairs(64, 10)[:2] == [64, 58] and stairs(64, 10)[-1] == 4
-
-
-def test_switches_keep_the_size_and_stay_within_the_levels():
-    rng, kinds, tops = np.random.default_rng(0), [[0, 2, 4], [1, 3, 5]], [2, 8, 2, 8, 2, 8]
-    parent, moves = (1, 4, 1, 4, 1, 4), []
-    for _ in range(300):
-        child = switched(parent, kinds, tops, rng)
-        for kind in kinds:
-            assert sum(child[i] for i in kind) == sum(parent[i] for i in kind)
-        assert all(0 <= level <= top for level, top in zip(child, tops, strict=True))
-        moves.append(sum(abs(a - b) for a, b in zip(child, parent, strict=True)) // 2)
-        parent = child
-    counts = np.bincount(moves, minlength=4)
-    assert counts[0] + counts[1] > 150 and counts.max() == counts[1] and counts[3] > 0  # min of two dice: 5, 3, 1 of 9
-    assert switched((0, 0), [[0, 1]], [2, 2], rng) == (0, 0)
 
 
 def test_children_are_better_than_their_parents_at_the_same_size():

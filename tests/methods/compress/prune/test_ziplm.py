@@ -14,7 +14,7 @@ from trainlore.primitives.anatomy import bodies
 from trainlore.primitives.calibrating import batches_of
 from trainlore.primitives.masks import weight_of
 from trainlore.primitives.shrinking import columns, count, shrink
-from trainlore.primitives.sizing import database, timed
+from trainlore.primitives.sizing import database, timed, whole
 from trainlore.runs import Run
 from trainlore.worlds.tiny import world
 
@@ -38,7 +38,8 @@ def test_without_tries_the_layers_errors_alone_decide():
     sites = database(model, batches, lambda body, part, n: ladder(n, 0.5) if part == "neurons" else sizes[part])
     found = bodies(model)
     times = [timed(model, found[s.body], s.part, [len(v.kept) for v in s.levels], batches[0], "work") for s in sites]
-    budget = sum(t[0] for t in times) / 2
+    total, cut = whole(model, batches[0], "work"), sum(t[0] for t in times)
+    budget = total / 2 - (total - cut)  # embeddings, norms and head stay as they are
 
     def both(levels):
         pairs = list(zip(sites, times, levels, strict=True))
@@ -49,15 +50,17 @@ def test_without_tries_the_layers_errors_alone_decide():
     after = Run(0).step(ZipLM(tries=0, ratio=0.5, **LITTLE), at["teacher"].copy(), at["data"])
     groups = [len(s.levels[n].kept) for s, n in zip(sites, best, strict=True)]
     assert kept(after) == [(groups[0], groups[1]), (groups[2], groups[3])]
-    assert after.about["ziplm"]["speedup"] == pytest.approx(2 * budget / both(best)[0]) and both(best)[0] <= budget
+    told = after.about["ziplm"]
+    assert told["speedup"] == pytest.approx(total / whole(after, batches[0], "work")) and told["speedup"] >= 2
+    assert told["blocks"] == pytest.approx(cut / both(best)[0]) and both(best)[0] <= budget
 
 
-@pytest.mark.parametrize("by", ["work", "seconds"])
-def test_the_blocks_are_as_fast_as_was_asked_and_smaller(by):
+@pytest.mark.parametrize(("by", "speedup"), [("work", 1.6), ("seconds", 1.05)])  # half of so small a pass cannot be cut
+def test_the_model_is_as_fast_as_was_asked_and_smaller(by, speedup):
     at = world("text")
-    method = ZipLM(speedup=1.6, tries=5, judged=8, **{**LITTLE, "by": by})
+    method = ZipLM(speedup=speedup, tries=5, judged=8, **{**LITTLE, "by": by})
     after = Run(0).step(method, at["teacher"].copy(), at["data"])
-    assert after.about["ziplm"]["speedup"] >= 1.6 * (1 - 1e-9) and after.size < at["teacher"].size
+    assert after.about["ziplm"]["speedup"] >= speedup * (1 - 1e-9) and after.size < at["teacher"].size
     assert after.about["ziplm"]["neurons"] == [n for _, n in kept(after)]
     Run(0).fit(after, at["data"], steps=2, batch_size=8, precision="fp32")
 
@@ -86,8 +89,8 @@ def test_cut_alike_it_loads_in_plain_transformers(name, tmp_path):
     else:
         model = preset("vit-digits", num_hidden_layers=2)
         data = Data.of({"pixel_values": torch.randn(32, 1, 8, 8, generator=g).numpy(), "label": [0, 1] * 16})
-    after = Run(0).step(ZipLM(speedup=1.4, tries=3, uniform=True, **LITTLE), model, data)
-    assert len(set(kept(after))) == 1 and after.about["ziplm"]["speedup"] >= 1.4 * (1 - 1e-9)
+    after = Run(0).step(ZipLM(speedup=1.3, tries=3, uniform=True, **LITTLE), model, data)
+    assert len(set(kept(after))) == 1 and after.about["ziplm"]["speedup"] >= 1.3 * (1 - 1e-9)
     folder = str(after.save(tmp_path / "small"))
     batch = data.batch(range(4), after)
     plain = type(after.net).from_pretrained(folder).eval()
@@ -109,8 +112,10 @@ def test_what_cannot_be_is_said():
     with pytest.raises(ValueError, match="uniform"):
         unlike = shrink(at["teacher"].copy(), [[0], None])
         ZipLM(uniform=True, **LITTLE)(unlike, at["data"])
-    with pytest.raises(ValueError, match="nothing is that quick"):
-        ZipLM(uniform=True, speedup=500.0, **LITTLE)(at["teacher"].copy(), at["data"])
+    with pytest.raises(
+        ValueError, match=r"nothing is that quick: at its smallest sizes the model is \d\.\d+ times faster"
+    ):
+        ZipLM(speedup=500.0, **LITTLE)(at["teacher"].copy(), at["data"])
 
 
 def by_magnitude(model: Model) -> Model:
@@ -127,11 +132,11 @@ def by_magnitude(model: Model) -> Model:
 def measure(seed: int, arm: str) -> float:
     at, run = world("text"), Run(seed)
     before = run.infer(at["teacher"], at["held_out"], lambda b, out: out[:, :8])
+    model, batch = by_magnitude(at["teacher"].copy()), at["data"].batch(range(8), at["teacher"])
     if arm == "method":
-        method = ZipLM(speedup=2.0, tries=20, rows=64, by="work", tolerance=9.0)
+        speedup = whole(at["teacher"], batch, "work") / whole(model, batch, "work")
+        method = ZipLM(speedup=speedup, tries=20, rows=64, by="work", tolerance=9.0)
         model = run.step(method, at["teacher"].copy(), at["data"])
-    else:
-        model = by_magnitude(at["teacher"].copy())
     after = run.infer(model, at["held_out"], lambda b, out: out[:, :8])
     return float((after - before).norm() / before.norm())
 
@@ -140,7 +145,7 @@ CLAIM = Claim(
     method="ziplm",
     world="text",
     rival="half of every block's heads and neurons, by magnitude",
-    quantity="relative distance of the logits on unseen rows at half the work",
+    quantity="relative distance of the logits on unseen rows at half the work of the blocks",
     better="lower",
     measure=measure,
     seeds=10,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trainlore.claims import Claim
-from trainlore.methods.compress.quantize.adaquant import AdaQuant, stepped
+from trainlore.methods.compress.quantize.adaquant import AdaQuant
 from trainlore.methods.compress.quantize.nearest import Nearest
 from trainlore.nouns import Model
 from trainlore.primitives.calibrating import batches_of
@@ -16,23 +16,6 @@ from trainlore.primitives.masks import matrices, weight_of, write
 from trainlore.primitives.teaching import kl
 from trainlore.runs import Run
 from trainlore.worlds.tiny import world
-
-
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_rounding_against_a_loop_and_its_slopes(symmetric):
-    x = torch.tensor([-1.3, -0.2, 0.0, 0.35, 0.9, 4.0], requires_grad=True)
-    scale, zero = torch.tensor(0.25, requires_grad=True), torch.tensor(0.0 if symmetric else 2.2, requires_grad=True)
-    low, high = (-4, 3) if symmetric else (0, 7)
-    got, middle = stepped(x, scale, zero, 3, symmetric), round(zero.item())
-    for i, value in enumerate(x.tolist()):
-        whole = min(high, max(low, round(value / 0.25) + middle))
-        assert got[i].item() == pytest.approx((whole - middle) * 0.25)
-    inside = (got.detach() > (low - zero.round()) * 0.25) & (got.detach() < (high - zero.round()) * 0.25)
-    got.sum().backward()
-    assert torch.equal(x.grad, inside.float())  # straight through, and nothing of what is cut off
-    whole = got.detach() / 0.25
-    torch.testing.assert_close(scale.grad, torch.where(inside, whole - x.detach() / 0.25, whole).sum())
-    torch.testing.assert_close(zero.grad, -0.25 * (~inside).sum())
 
 
 def test_biases_take_away_the_mean_and_steps_make_it_better():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainlore.claims import Claim
-from trainlore.methods.compress.quantize.awq import AWQ, clipped, scale_of
+from trainlore.methods.compress.quantize.awq import AWQ, scale_of
 from trainlore.methods.compress.quantize.nearest import Nearest
 from trainlore.primitives.grids import Grid
 from trainlore.primitives.masks import matrices, weight_of
@@ -24,24 +24,6 @@ def test_the_scale_is_a_power_of_the_mean_input_around_one():
     assert torch.equal(scale_of(mean, 0.0), torch.ones(3))
     found = scale_of(torch.tensor([1.0, 0.0]), 0.5)  # an input that is never on: held at 1e-4
     torch.testing.assert_close(found, torch.tensor([1.0, 1e-4]) / 1e-2)
-
-
-@pytest.mark.parametrize("per", ["channel", 4, 5])
-def test_clipping_against_a_loop_over_tokens(per):
-    x, w = rand(60, 8) @ rand(8, 8, seed=1), rand(3, 8, seed=2)
-    got = clipped(w, x.T @ x / 60, "uint3", per)
-    for o in range(3):
-        for start in range(0, 8, 8 if per == "channel" else per):
-            run = slice(start, 8 if per == "channel" else start + per)
-            lane, errors = w[o : o + 1, run], []
-            for i in range(10):
-                bound = float(lane.abs().max()) * (1 - i / 20)
-                held = lane.clamp(-bound, bound)
-                errors.append(
-                    (float(((lane - Grid.of(held, "uint3").round(lane)) @ x[:, run].T).square().mean()), held)
-                )
-            best = min(range(10), key=lambda i: errors[i][0])
-            torch.testing.assert_close(got[o : o + 1, run], errors[best][1])
 
 
 def test_the_ratio_is_the_one_that_moves_the_reader_least():

@@ -7,7 +7,7 @@ import torch
 
 from trainlore import meter
 from trainlore.claims import Claim
-from trainlore.methods.compress.quantize.mptq_vit import MPTQViT, Regions, allotted, fitted, regions
+from trainlore.methods.compress.quantize.mptq_vit import MPTQViT
 from trainlore.methods.compress.quantize.nearest import Nearest
 from trainlore.nouns import Data
 from trainlore.nouns.hugging import preset
@@ -17,10 +17,6 @@ from trainlore.primitives.attending import attend_through, attentions
 from trainlore.primitives.masks import weight_of
 from trainlore.runs import Run
 from trainlore.worlds.tiny import world
-
-
-def rand(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @cache
@@ -50,39 +46,6 @@ def naive(run, model, bits):
 def moved(run, before, model, test):
     after = run.infer(model, test, lambda b, out: out)
     return float((after - before).norm() / before.norm())
-
-
-@pytest.mark.parametrize("signed", [True, False])
-def test_two_regions_against_a_loop(signed):
-    x = 2 * rand(60) if signed else rand(60).softmax(0)
-    coarse, bits, ratio = 0.4 if signed else 0.05, 3, 2
-    fine = coarse / 4
-    for value, got in zip(x.tolist(), regions(x, coarse, ratio, bits, signed).tolist(), strict=True):
-        if value < (0 if signed else 4 * fine):
-            want = (max(-4, min(0, round(value / fine))) if signed else min(3, round(value / fine))) * fine
-        else:
-            want = max(0, min(3, round(value / coarse))) * coarse
-        assert got == pytest.approx(want, abs=1e-6)
-    assert len(regions(x, coarse, ratio, bits, signed).unique()) <= 2**bits
-
-
-def test_the_ratio_is_the_best_of_all():
-    x, weight = torch.nn.functional.gelu(rand(200, 6)), rand(4, 6, seed=1)
-    one = Regions.of(x, weight, 4, True, 6)
-    gaps = [float(((regions(x, one.coarse, m, 4, True) - x) @ weight.T).square().mean()) for m in range(7)]
-    assert gaps[one.ratio] == min(gaps) and one.ratio > 0
-    inputs = x.clone().requires_grad_()
-    one(inputs).sum().backward()
-    assert (inputs.grad == 1).all()
-    whole = Rounder("int4", "tensor")(x)
-    assert ((fitted(x, weight, 4)(x) - x) @ weight.T).norm() <= ((whole - x) @ weight.T).norm()
-
-
-def test_bits_go_where_they_count():
-    rise = {"a": [9.0, 4.0, 0.1, 0.0], "b": [0.03, 0.02, 0.01, 0.0], "c": [9.0, 4.0, 0.1, 0.0]}  # at 2, 3, 4, 5 bits
-    assert allotted(rise, {"a": 10, "b": 10, "c": 10}, 4, 2) == {"a": 5, "b": 2, "c": 5}
-    assert allotted(rise, {"a": 10, "b": 10, "c": 10}, 10 / 3, 2) == {"a": 4, "b": 2, "c": 4}
-    assert allotted(rise, {"a": 10, "b": 10, "c": 1000}, 4, 2) == {"a": 5, "b": 3, "c": 4}
 
 
 def test_moving_what_norms_give_changes_nothing_and_makes_it_even():

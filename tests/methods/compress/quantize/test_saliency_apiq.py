@@ -1,52 +1,18 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from trainlore.claims import Claim
 from trainlore.methods.compress.quantize.nearest import Nearest
-from trainlore.methods.compress.quantize.saliency_apiq import SaliencyApiQ, clipping, rounded, saliency
+from trainlore.methods.compress.quantize.saliency_apiq import SaliencyApiQ
 from trainlore.nouns import Model
 from trainlore.primitives.calibrating import batches_of
-from trainlore.primitives.losses import per_row, rowwise
+from trainlore.primitives.fisher import saliency
 from trainlore.primitives.masks import matrices, weight_of
 from trainlore.runs import Run
 from trainlore.worlds.tiny import world
 
 FEW = {"per": 16, "rank": 4, "rows": 16, "epochs": 4, "tolerance": 9.0}
-
-
-@pytest.mark.parametrize("per", ["channel", 4])
-def test_clipped_rounding_against_a_loop(per):
-    g = torch.Generator().manual_seed(0)
-    w = torch.randn(3, 8, generator=g)
-    lanes = 3 if per == "channel" else 6
-    low, high = torch.randn(lanes, 1, generator=g), torch.randn(lanes, 1, generator=g)
-    scale, zero = clipping(w, low, high, 2, per)
-    got = rounded(w, scale, zero, 2, per)
-    width = 8 if per == "channel" else 4
-    for lane in range(lanes):
-        own = w.flatten()[lane * width : (lane + 1) * width]
-        least = min(0.0, float(own.min())) / (1 + float((-low[lane]).exp()))
-        most = max(0.0, float(own.max())) / (1 + float((-high[lane]).exp()))
-        step = (most - least) / 3
-        middle = round(-least / step)
-        for i, value in enumerate(own.tolist()):
-            want = (min(3, max(0, round(value / step) + middle)) - middle) * step
-            assert float(got.flatten()[lane * width + i]) == pytest.approx(want, abs=1e-6)
-
-
-def test_saliency_is_the_mean_squared_gradient_of_single_rows():
-    at, run = world("text"), Run(0)
-    model, layers = at["teacher"], dict(list(matrices(at["teacher"].net).items())[:2])
-    model.net.requires_grad_(True)
-    got = saliency(model, layers, batches_of(run, model, at["data"], 6, 1, "x"))
-    whole = batches_of(run, model, at["data"], 6, 6, "x")[0]
-    each = per_row(rowwise("causal", whole, model(whole)), whole, "causal")
-    for path, layer in layers.items():
-        slopes = [torch.autograd.grad(row, layer.weight, retain_graph=True)[0].square() for row in each]
-        torch.testing.assert_close(got[path], torch.stack(slopes).mean(0), rtol=1e-3, atol=1e-9)
-    assert all(p.requires_grad and p.grad is None for p in model.net.parameters())
 
 
 def test_two_bits_and_thin_matrices_beside_them_come_nearer_than_rounding():

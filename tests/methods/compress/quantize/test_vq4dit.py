@@ -6,57 +6,11 @@ import pytest
 import torch
 
 from trainlore.claims import Claim
-from trainlore.methods.compress.quantize.vq4dit import Mixture, VQ4DiT, candidates, openness
+from trainlore.methods.compress.quantize.vq4dit import VQ4DiT
 from trainlore.nouns import Model
 from trainlore.primitives.masks import matrices, weight_of
 from trainlore.runs import Run
 from trainlore.worlds.tiny import world
-
-
-def rand(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_candidates_against_a_loop():
-    rows, book = rand(7, 3), rand(5, 3, seed=1)
-    near, logits = candidates(rows, book, 3)
-    for i, row in enumerate(rows):
-        far = [math.dist(row.tolist(), word.tolist()) for word in book]
-        best = sorted(range(5), key=far.__getitem__)[:3]
-        assert near[i].tolist() == best
-        share = torch.tensor([1 / (far[j] + 1e-5) for j in best])
-        torch.testing.assert_close(logits[i].softmax(0), share / share.sum())  # shares go as 1 / distance
-        assert logits[i, -1] == 0
-    assert candidates(book, torch.stack([book[0], book[0]]), 2)[1].isfinite().all()  # twice the same codeword
-
-
-def test_openness_counts_open_choices_alone():
-    shares = torch.tensor([[0.5, 0.5], [0.9, 0.1], [1.0, 0.0]])
-    torch.testing.assert_close(openness(shares), torch.tensor(2 * (0.25 + 0.09) / 2))
-    assert openness(shares[2:]) == 0
-
-
-def test_a_weight_is_mixed_and_its_choices_are_made():
-    layer = torch.nn.Linear(7, 3)  # a run of 4 and one of 3, filled up
-    mixed = Mixture(layer, rand(6, 4), 4, 2)
-    with torch.no_grad():
-        mixed.logits.copy_(5 * rand(*mixed.logits.shape, seed=2))
-    got, shares = mixed(layer.weight), mixed.logits.softmax(1)
-    for i in range(3):
-        for j in range(7):
-            run, at = 2 * i + j // 4, j % 4
-            want = sum(shares[run, c] * mixed.book[mixed.near[run, c], at] for c in range(2))
-            torch.testing.assert_close(got[i, j], want)
-    sure = shares.max(1).values > 0.99
-    assert 0 < int(sure.sum()) < len(sure)
-    mixed.freeze(0.99)
-    after = mixed.logits.softmax(1)
-    assert ((after.max(1).values == 1) == sure).all() and torch.equal(after[~sure], shares[~sure])
-    mixed(layer.weight).square().sum().backward()
-    assert (mixed.logits.grad[sure] == 0).all() and (mixed.logits.grad[~sure] != 0).all()
-    mixed.freeze(0.0)
-    hard = mixed.book[mixed.codes().long()].flatten(1)[:, :7]
-    torch.testing.assert_close(mixed(layer.weight), hard)
 
 
 @pytest.mark.parametrize(("name", "unseen"), [("text", "held_out"), ("digits", "test")])

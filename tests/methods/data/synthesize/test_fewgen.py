@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from trainlore.claims import Claim
-from trainlore.methods.data.synthesize.fewgen import FewGen, confusion, later_confusion, under_prefixes, weighted
+from trainlore.methods.data.synthesize.fewgen import FewGen, confusion, later_confusion, weighted
 from trainlore.methods.measure.evaluate.accuracy import Accuracy
 from trainlore.methods.train.objective.label_smoothing import LabelSmoothing
 from trainlore.nouns import Data, Model
+from trainlore.primitives.prefixes import under_prefixes
 from trainlore.runs import Run
 from trainlore.worlds import two_domains
 from trainlore.worlds.tiny import world
@@ -41,18 +42,6 @@ def test_confusion_is_the_textbooks():
     which = torch.tensor([2, 0])
     wanted = [[-np.log(p[which[b], b, t] / sum(p[k, b, t] for k in range(3))) for t in range(4)] for b in range(2)]
     assert np.allclose(confusion(p.log(), which), wanted)
-
-
-def test_a_prefix_of_embedded_tokens_is_those_tokens():
-    model = world("text")["prior"]
-    ids = torch.arange(5, 17).view(2, 6)
-    starts = torch.tensor([[20, 21], [30, 31], [40, 41]])
-    with torch.no_grad():
-        found = under_prefixes(model.net, model.net.get_input_embeddings()(starts), ids)
-        for k, start in enumerate(starts):
-            whole = torch.cat([start.expand(2, -1), ids], 1)
-            said = model.net(whole).logits.log_softmax(-1)[:, 1:-1]
-            assert torch.allclose(found[k], said.gather(-1, ids[..., None])[..., 0], atol=1e-5)
 
 
 def test_the_weights_learn_from_a_step_ahead():

@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 
 from trainlore.claims import Claim
-from trainlore.methods.measure.evaluate.lifelong import (
-    Lifelong,
-    maintenance,
-    relative_performance,
-    sample_efficiency,
-    saturation,
-    transfer,
-)
+from trainlore.methods.measure.evaluate.lifelong import Lifelong, maintenance, transfer
 from trainlore.nouns import Model
 from trainlore.runs import Run
 from trainlore.worlds import tiny
@@ -32,18 +25,6 @@ def test_maintenance_and_transfer_are_the_loops():
             assert forward[i, j] == pytest.approx(contrast) if j > i else np.isnan(forward[i, j])
             assert backward[i, j] == pytest.approx(contrast) if j < i else np.isnan(backward[i, j])
     assert np.isnan(transfer(np.eye(2), [0, 0])[1][1, 0]) == 0 and np.isnan(transfer(np.eye(2), [0, 0])[0][0, 1])
-
-
-def test_curves_against_an_expert():
-    expert = np.minimum(np.arange(40) / 10, 1.0)
-    slow = np.minimum(np.arange(60) / 20, 1.0)
-    assert relative_performance(slow, expert) == pytest.approx(slow[:40].sum() / expert.sum())
-    assert relative_performance(expert, expert) == 1 and sample_efficiency(expert, expert) == 1
-    (top, steps), (best, fast) = saturation(slow), saturation(expert)
-    assert top == pytest.approx(1) and best == pytest.approx(1) and 20 <= steps <= 30 and 10 <= fast <= 16
-    assert sample_efficiency(slow, expert) == pytest.approx(fast / steps)
-    assert sample_efficiency(slow[::-1], expert) != sample_efficiency(slow, expert)
-    assert sample_efficiency(0.1 * slow, expert) == 0 and sample_efficiency(-np.abs(np.arange(40) - 10.0), expert) == 0
 
 
 def sequence(seed: int, replay: bool) -> tuple[Model, list[Model], dict]:

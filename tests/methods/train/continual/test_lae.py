@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from trainlore.claims import Claim
-from trainlore.methods.train.continual.lae import LAE, Pair, Surer, _Task, by_class, local_loss, pairs, surer, use
+from trainlore.methods.train.continual.lae import LAE, _Task, by_class, local_loss
+from trainlore.primitives.experts import Pair, Surer, pairs, surer, use
 from trainlore.primitives.reparam import adapt
 from trainlore.runs import Run
 from trainlore.worlds.tiny import HOW, world
@@ -16,33 +16,12 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_the_answer_is_the_elementwise_larger_probability():
-    a, b = rand(4, 5), rand(4, 5, seed=1)
-    for i in range(4):
-        p, q = (torch.exp(x[i]) / torch.exp(x[i]).sum() for x in (a, b))
-        expected = [max(float(p[k]), float(q[k])) for k in range(5)]
-        assert surer(a, b)[i].exp().tolist() == pytest.approx(expected, rel=1e-5)
-
-
 def test_the_loss_is_among_the_tasks_classes():
     logits, labels, classes = rand(3, 6), torch.tensor([4, 1, 4]), torch.tensor([1, 4])
     expected = [
         -torch.log(torch.exp(logits[i, y]) / sum(torch.exp(logits[i, c]) for c in (1, 4))) for i, y in enumerate(labels)
     ]
     torch.testing.assert_close(local_loss(logits, labels, classes), torch.stack(expected).float())
-
-
-def test_the_offline_adapter_follows_by_a_running_mean():
-    pair = Pair(nn.Parameter(rand(4, 3), requires_grad=False), 2, torch.Generator().manual_seed(0))
-    pair.b.data, slow = rand(4, 2, seed=1), pair.slow_b.clone()
-    for step in range(3):
-        pair.b.data = rand(4, 2, seed=step)
-        slow = 0.9 * slow + 0.1 * pair.b.data
-        pair.follow(0.9)
-    torch.testing.assert_close(pair.slow_b, slow)
-    torch.testing.assert_close(pair(), pair.weight + pair.b @ pair.a)
-    pair.offline = True
-    torch.testing.assert_close(pair(), pair.weight + pair.slow_b @ pair.slow_a)
 
 
 def test_classes_are_cut_into_tasks_in_order():

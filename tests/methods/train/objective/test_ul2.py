@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from trainlore.claims import Claim
-from trainlore.methods.train.objective.ul2 import UL2, denoised, denoiser, fitting
+from trainlore.methods.train.objective.ul2 import UL2, denoiser
 from trainlore.nouns import Data, Model
-from trainlore.primitives.denoising import joined, replace_runs, span_counts, span_mask, tail_mask
+from trainlore.primitives.denoising import denoised, fitting, joined, replace_runs, span_counts, span_mask, tail_mask
 from trainlore.primitives.losses import rowwise
 from trainlore.runs import Run
 from trainlore.worlds.tiny import HOW, world

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from trainlore.nouns import Model
 from trainlore.primitives import reparam
+from trainlore.primitives.activations import read_rounded
 from trainlore.runs import Run
 from trainlore.verbs import Shape, method
 
@@ -32,6 +33,7 @@ class Fold(Shape):
     ## Watch out
     In bfloat16 the sum is rounded: a small change of large weights may be lost. Fold in float32 and convert afterwards.
     Adapters that depend on the input (gates, prefixes, dropout that is on) are not weights and cannot be folded.
+    Layers that read their inputs in few bits go on doing so, and what an adapter of `peft` read in full is rounded too.
 
     ## See also
     `lora`, `bone`, `bitfit`, `sltrain`
@@ -41,4 +43,12 @@ class Fold(Shape):
     tiny = {"world": "text"}
 
     def __call__(self, run: Run, model: Model) -> Model:
-        return reparam.reshaped(model, reparam.fold(model.net))
+        net, rounded = model.net, []
+        for path, layer in net.named_modules():
+            if isinstance(layer, reparam.Written) and hasattr(layer, "reads"):  # a new layer takes its place
+                parent, _, name = path.rpartition(".")
+                rounded.append((net.get_submodule(parent), name, layer.reads))
+        net = reparam.fold(net)
+        for parent, name, reads in rounded:
+            read_rounded(getattr(parent, name), reads)
+        return reparam.reshaped(model, net)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,12 +8,12 @@ import torch
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
+from trainlore.primitives.answers import choices
 from trainlore.primitives.losses import aligned
 from trainlore.primitives.teaching import where_trained
+from trainlore.primitives.trials import scored, tuned
 from trainlore.runs import Run
 from trainlore.verbs import Fit, Measure, Part, method
-
-ENGINE = ("lr", "weight_decay")  # tunable without a part
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,27 +119,8 @@ class BOSS(Fit):
             import optuna
         except ImportError:
             raise Bad("boss needs Optuna: pip install 'trainlore[race]'") from None
-        ranges = self._checked(model, data)
-        quiet = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        try:
-            return self._search(optuna, run, model, data, ranges)
-        finally:
-            optuna.logging.set_verbosity(quiet)
-
-    def _checked(self, model: Model, data: Data) -> dict[str, tuple[float, float]]:
-        if model.kind in ("regressor", "encoder", "denoiser"):
-            raise Bad(f"boss compares logits, which a {model.kind} model does not make")
-        ranges = dict(self.tune) if self.tune else {"lr": (self.lr / 10, self.lr * 10)}
-        parts = {type(p).card["name"]: p for p in self.inner}
-        for name, (low, high) in ranges.items():
-            part, _, field = name.partition(".")
-            if name not in ENGINE and not (
-                part in parts and field in {f.name for f in dataclasses.fields(parts[part])}  # type: ignore[arg-type]
-            ):
-                raise Bad(f"tune: {name} is neither lr nor weight_decay nor a field of a part in `inner`")
-            if not 0 < low <= high:
-                raise Bad(f"tune: the range of {name} must be 0 < low <= high, not {low} to {high}")
+        choices(model.kind, "boss")
+        ranges = tuned(self.tune, self.lr, self.inner)
         if not 2 <= self.warmup <= self.trials or self.top < 2:
             raise Bad(
                 f"warmup must be from 2 to trials and top at least 2 (a student and a teacher are drawn); "
@@ -148,29 +128,35 @@ class BOSS(Fit):
             )
         if not len(self.held_out) or not len(data):
             raise Bad("`held_out` and the data need at least one row each")
-        return ranges
+        quiet = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            return self._search(optuna, run, model, data, ranges)
+        finally:
+            optuna.logging.set_verbosity(quiet)
 
-    def _search(self, optuna: Any, run: Run, model: Model, data: Data, ranges: Mapping[str, Any]) -> Model:
+    def _search(self, optuna: Any, run: Run, model: Model, data: Data, ranges: dict[str, Any]) -> Model:
         seeds = run.numpy("boss", "sampler").integers(1 << 31, size=2)
         studies = [
             optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=int(s))) for s in seeds
         ]
         best: list[tuple[float, Model]] = []  # from the best score down; ties: the earlier first
         told: list[dict[str, Any]] = []
+        how = {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr}
         for t in range(self.trials):
             taught = t >= self.warmup
             trial = studies[taught].ask()
             values = {name: trial.suggest_float(name, *ranges[name], log=True) for name in sorted(ranges)}
-            student, extra = model, ()
+            student, parts = model, self.inner
             if taught:
                 if len(best) < 2:
                     raise Bad("fewer than two trials of the warm-up have a score: lower `lr` or narrow `tune`")
                 first, second = run.numpy("boss", "pick", t).choice(len(best), 2, replace=False)
                 student = best[first][1] if self.inherit else model
                 values["share"] = trial.suggest_float("share", 0.0, 1.0)
-                extra = (_Beside(teacher=best[second][1], share=values["share"]),)
+                parts = (*parts, _Beside(teacher=best[second][1], share=values["share"]))
             student = student.copy()
-            score = self._trained(run, student, data, values, extra, t)
+            score = scored(run, student, data, values, parts, self.judge, self.held_out, "boss", "order", t, **how)
             told.append({"score": score, **values})
             if np.isfinite(score):
                 studies[taught].tell(trial, score)
@@ -182,22 +168,3 @@ class BOSS(Fit):
         winner = best[0][1]
         winner.about["boss"] = {"score": best[0][0], "trials": told}
         return winner
-
-    def _trained(self, run: Run, one: Model, data: Data, values: dict[str, float], extra: tuple, t: int) -> float:
-        """One trial, in place: its score, higher is better, NaN if it diverged."""
-        inner = []
-        for p in self.inner:
-            start = type(p).card["name"] + "."
-            mine = {k.removeprefix(start): v for k, v in values.items() if k.startswith(start)}
-            inner.append(dataclasses.replace(p, **mine))  # type: ignore[type-var]
-        engine: dict[str, Any] = {"lr": self.lr, **{k: v for k, v in values.items() if k in ENGINE}}
-        # every fit of a run draws the same positions: a new order of the rows each trial makes them other rows
-        order = run.numpy("boss", "order", t).permutation(len(data))
-        try:
-            run.fit(one, data.take(order), *inner, *extra, steps=self.steps, batch_size=self.batch_size, **engine)
-        except Bad as gone:
-            if type(gone).__name__ != "Diverged":
-                raise
-            return float("nan")
-        measured = run.step(self.judge, one, self.held_out).measured[0]
-        return -measured.value if measured.better == "lower" else measured.value

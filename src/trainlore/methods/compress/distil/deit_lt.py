@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainlore.errors import Bad
 from trainlore.nouns import Model
+from trainlore.primitives.heads import Twin, head, heads, one_head, with_token
 from trainlore.primitives.reparam import replace
 from trainlore.verbs import Part, method
 
@@ -19,37 +18,6 @@ def class_weights(count: Tensor, beta: float) -> Tensor:
     effective = (1 - beta ** count.double().clamp(min=1)) / (1 - beta) if beta < 1 else count.double().clamp(min=1)
     weight = 1 / effective
     return (weight * count.sum() / (weight * count).sum()).float()
-
-
-class Twin(nn.Module):
-    """Two heads on the same features, which answer with the mean of their logits."""
-
-    def __init__(self, head: nn.Linear) -> None:
-        super().__init__()
-        self.cls_classifier, self.distillation_classifier = head, copy.deepcopy(head)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.cls_classifier(x) + self.distillation_classifier(x)) / 2
-
-
-@torch.no_grad()
-def with_token(net: nn.Module) -> nn.Module:
-    """A ViTForImageClassification as a DeiTForImageClassificationWithTeacher: the same weights, a distillation token
-    (zeros, and a zero position) and its head, a copy of the other one."""
-    from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher
-
-    given = {k: v for k, v in net.config.to_dict().items() if k not in ("model_type", "architectures")}
-    made = DeiTForImageClassificationWithTeacher(DeiTConfig(**given))
-    names = ("vit.", "deit."), ("classifier.", "cls_classifier.")
-    weights = {
-        next(new + k[len(old) :] for old, new in names if k.startswith(old)): v for k, v in net.state_dict().items()
-    }
-    place = weights["deit.embeddings.position_embeddings"]
-    weights["deit.embeddings.position_embeddings"] = torch.cat([place[:, :1], 0 * place[:, :1], place[:, 1:]], 1)
-    weights["deit.embeddings.distillation_token"] = torch.zeros_like(weights["deit.embeddings.cls_token"])
-    weights |= {k.replace("cls_", "distillation_"): v for k, v in weights.items() if k.startswith("cls_classifier.")}
-    made.load_state_dict(weights)
-    return made.to(place).train(net.training)
 
 
 @method(
@@ -134,16 +102,16 @@ class DeiTLT(Part):
             with loop.run.global_rng("deit_lt"):
                 loop.model.net = with_token(net)
             return
-        linear = [(path, m) for path, m in net.named_modules() if isinstance(m, nn.Linear)]
-        if not linear or not linear[-1][0]:
+        path, last = head(net)
+        if not path:
             raise Bad(f"{type(net).__name__} has no layers before a linear head, to put a second head on")
-        replace(net, linear[-1][0], Twin(linear[-1][1]))
+        replace(net, path, Twin(last))
 
     def start(self, loop):
         if not self.alpha:
             return {}
         self.teacher.net.to(loop.device).eval()
-        classes = _heads(loop.model.net)[0].out_features
+        classes = heads(loop.model.net)[0].out_features
         if self.count == "teacher":
             said = loop.run.infer(self.teacher, loop.data, lambda batch, out: out.argmax(-1))
         else:
@@ -152,19 +120,14 @@ class DeiTLT(Part):
         return {"weight": class_weights(torch.bincount(said, minlength=classes), self.beta), "said": []}
 
     def detach(self, loop):
-        for path, twin in [(path, m) for path, m in loop.model.net.named_modules() if isinstance(m, Twin)]:
-            head, other = twin.cls_classifier, twin.distillation_classifier
-            with torch.no_grad():
-                for p, q in zip(head.parameters(), other.parameters(), strict=True):
-                    p.copy_((p + q) / 2)
-            replace(loop.model.net, path, head)
+        one_head(loop.model.net)
 
     def forward(self, loop, s, batch, inner):
         if not self.alpha:
             return inner(batch)
         s["said"].clear()
-        heads = _heads(loop.model.net)
-        hooks = [head.register_forward_hook(lambda layer, args, out: s["said"].append(out)) for head in heads]
+        both = heads(loop.model.net)
+        hooks = [one.register_forward_hook(lambda layer, args, out: s["said"].append(out)) for one in both]
         try:
             return inner(batch)
         finally:
@@ -188,9 +151,3 @@ class DeiTLT(Part):
         if loop.done >= self.late and self.late < 1:
             apart = apart * s["weight"].to(apart.device)[answer]
         return (1 - self.alpha) * inner(batch, mine) + self.alpha * apart
-
-
-def _heads(net: nn.Module) -> tuple[nn.Linear, nn.Linear]:
-    """The class head and the distillation head, in the order they are run."""
-    both = next(m for m in net.modules() if hasattr(m, "distillation_classifier"))
-    return both.cls_classifier, both.distillation_classifier

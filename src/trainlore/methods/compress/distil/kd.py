@@ -4,6 +4,7 @@ import torch
 
 from trainlore.errors import Bad
 from trainlore.nouns import Model
+from trainlore.primitives.alike import same_tokens
 from trainlore.primitives.losses import aligned
 from trainlore.primitives.teaching import kl, where_trained
 from trainlore.verbs import Part, method
@@ -71,6 +72,7 @@ class KD(Part):
             raise Bad(
                 f"alpha must be from 0 to 1 and temperature above 0; they are {self.alpha} and {self.temperature}"
             )
+        same_tokens(loop.model, self.teacher, "kd")
         self.teacher.net.to(loop.device).eval()
         return {}
 

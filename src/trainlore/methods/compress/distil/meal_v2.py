@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from trainlore.errors import Bad
 from trainlore.nouns import Model
+from trainlore.primitives.alike import same_tokens
 from trainlore.primitives.losses import aligned
 from trainlore.primitives.teaching import soft_cross_entropy, where_trained
 from trainlore.verbs import Part, method
@@ -100,6 +101,7 @@ class MEALV2(Part):
         if not self.teachers:
             raise Bad("teachers is empty: give at least one, better two that differ")
         for teacher in self.teachers:
+            same_tokens(loop.model, teacher, "meal_v2")
             teacher.net.to(loop.device).eval()
         if not self.alpha or not self.adversary:
             return {}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trainlore.errors import Bad
 from trainlore.nouns import Batch, Data, Model
+from trainlore.primitives.alike import same_tokens
 from trainlore.primitives.losses import aligned, targets
 from trainlore.primitives.teaching import kl
 from trainlore.verbs import Part, method
@@ -118,9 +119,7 @@ class PromptDistillation(Part):
             )
         loop.data.need(self.passage, who="prompt_distillation")
         if self.teacher is not None:
-            known = [getattr(getattr(m.net, "config", None), "vocab_size", None) for m in (self.teacher, loop.model)]
-            if known[0] != known[1]:
-                raise Bad(f"teacher knows {known[0]} tokens, the student {known[1]}: they must share a vocabulary")
+            same_tokens(loop.model, self.teacher, "prompt_distillation")
             self.teacher.net.to(loop.device).eval()
         if not self.alpha or self.teacher is not None:
             return {}

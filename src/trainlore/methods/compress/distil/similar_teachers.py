@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
+from trainlore.primitives import heads
+from trainlore.primitives.alike import same_tokens
+from trainlore.primitives.beside import carried, fetched, readable, unpacked
 from trainlore.primitives.teaching import soft_cross_entropy
 from trainlore.verbs import Part, method
 
@@ -121,7 +124,7 @@ class SimilarTeachers(Part):
         if not self.share:
             return {}
         self.unlabelled.need(who="similar_teachers' `unlabelled`")
-        one = _readable(loop.model, self.unlabelled.take([0])).without("label", "labels")
+        one = readable(loop.model, self.unlabelled.take([0])).without("label", "labels")
         one.need(loop.model.input, who="similar_teachers' `unlabelled`")
         few = torch.randperm(len(loop.data), generator=loop.rng("similar_teachers", "rows"))[: self.rows]
         scored = loop.data.take(few.sort().values.numpy())
@@ -130,11 +133,12 @@ class SimilarTeachers(Part):
             raise Bad("similar_teachers scores its sources on labelled rows of at least two classes, at least 3 rows")
         bare, found = scored.without("label", "labels"), []  # the sources know other classes
         for source in self.teachers:
+            same_tokens(loop.model, source, "similar_teachers", "source")
             source.net.to(loop.device).eval()
             found.append(parc(loop.run.embed(source, bare).double().numpy(), labels))
         weights = shares(found, self.power, self.nearest)
         loop.model.about["similar_teachers"] = {"scores": found, "weights": weights.tolist()}
-        wide = _head(loop.model.net).in_features
+        wide = heads.head(loop.model.net)[1].in_features
         classes = [loop.run.infer(source, one, lambda batch, out: out).shape[1] for source in self.teachers]
         return {"weights": weights.tolist(), "heads": nn.ModuleList(nn.Linear(wide, k) for k in classes)}
 
@@ -143,16 +147,14 @@ class SimilarTeachers(Part):
         if not self.share:
             return batch
         n, rng = len(batch["row"]), loop.rng("similar_teachers", loop.t)
-        rows = torch.randint(len(self.unlabelled), (n * self.ratio,), generator=rng).numpy()
-        more = _readable(loop.model, self.unlabelled.take(rows)).batch(range(len(rows)), loop.model)
-        names = [k for k in (loop.model.input, "attention_mask", "token_type_ids") if k in more]
-        return {**batch, **{f"similar_{k}": more[k].unflatten(0, (n, self.ratio)) for k in names}}
+        more = fetched(loop.model, self.unlabelled, n * self.ratio, rng)
+        return {**batch, **carried("similar", more, n, (loop.model.input, "attention_mask", "token_type_ids"))}
 
     def loss(self, loop, s, batch, out, inner):
         if not self.share:
             return inner(batch, out)
-        rows = {k.removeprefix("similar_"): x.flatten(0, 1) for k, x in batch.items() if k.startswith("similar_")}
-        features = _features(loop.model, rows)
+        rows = unpacked("similar", batch)
+        features = heads.features(loop.model, rows)
         apart = features.new_zeros(len(features))
         for weight, source, head in zip(s["weights"], self.teachers, s["heads"], strict=True):
             if weight:
@@ -160,27 +162,3 @@ class SimilarTeachers(Part):
                     said = (source(rows).float() / self.temperature).softmax(-1)
                 apart = apart + weight * soft_cross_entropy(head(features), said)
         return (1 - self.share) * inner(batch, out) + self.share * apart.unflatten(0, (-1, self.ratio)).mean(1)
-
-
-def _readable(model: Model, rows: Data) -> Data:
-    """The rows as the model reads them."""
-    return model.encode(rows, truncate=True) if model.input == "input_ids" and "input_ids" not in rows.columns else rows
-
-
-def _head(net: nn.Module) -> nn.Linear:
-    """The last linear layer: the student's own head."""
-    found = [m for m in net.modules() if isinstance(m, nn.Linear)]
-    if not found:
-        raise Bad(f"{type(net).__name__} has no linear layer whose input could be read as features")
-    return found[-1]
-
-
-def _features(model: Model, rows: dict[str, Tensor]) -> Tensor:
-    """What the student's own head reads of these rows, with its gradient: (N, D)."""
-    seen: list[Tensor] = []
-    hook = _head(model.net).register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
-    try:
-        model(rows)
-    finally:
-        hook.remove()
-    return seen[-1]

@@ -3,109 +3,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from trainlore.errors import Bad
-from trainlore.nouns import Data, Model
+from trainlore.nouns import Model
+from trainlore.primitives.alike import same_tokens
+from trainlore.primitives.answers import ABOUT, ANSWERS, choices, drawn, fingerprint, places
 from trainlore.primitives.losses import aligned
-from trainlore.primitives.teaching import draws, sparse_cross_entropy, uniforms, where_trained
-from trainlore.runs import Run
-from trainlore.verbs import Curate, Part, method
-
-ANSWERS, ABOUT = "sparse_answers", "sparse_answers_about"  # the answers drawn, and a number for the row they are about
-TOKENS = 2048  # asked about together: their distributions over a whole vocabulary are in memory at once
-
-
-@method(
-    name="sparse_answers",
-    title="Teacher's answers by random sampling, kept with the rows",
-    paper="arXiv:2503.16870",
-    lit="p478",
-    family="compress/distil",
-    year=2025,
-    tier="llm",
-    code="akhilkedia/RandomSamplingKD",
-    status="stable",
-)
-class SparseAnswers(Curate):
-    """Ask a teacher once about every row and keep a few answers drawn at random from each of its distributions.
-
-    ## What it does
-    At every place the teacher's distribution t is replaced by the shares of N answers drawn from it with replacement.
-    They stay with the row in the column `sparse_answers`, for `sparse_logits` to teach any number of students with.
-
-        t'_v = (draws that fell on v) / N                        E[t'_v] = t_v
-
-    ## Claim
-    100 billion tokens of Llama-8B's answers took 3.6 TB, a 25th of its 300 likeliest; students learn from them at
-    about 10% over the cost of plain training, 1.7 to 2.6 times as fast as with the teacher beside them.
-
-    ## Cost
-    One forward pass of the teacher a row. 2 N bytes a token (4 N beyond 65,536 words): 50 GB for a million rows of
-    512 tokens.
-
-    ## Fields worth tuning
-    `samples`: 50 is the paper's, about 12 different answers a token.
-
-    ## Watch out
-    As a step of a recipe it is kept on disk and found again as long as teacher, rows and `samples` are the same.
-    Rows, once asked about, must go to the student with the same tokens; that is checked.
-
-    ## Differs from the paper
-    Draws are kept one by one, not counted (the paper's 36 bytes a token against 100 here, before the disk's
-    compression).
-
-    ## See also
-    `sparse_logits`, which reads them.
-    """
-
-    teacher: Model
-    """Whose answers are drawn."""
-    samples: int = 50
-    """N, answers drawn at each place."""
-
-    ranges = {"samples": [8, 200, "log"]}
-    tiny = {"world": "text", "teacher": "$teacher", "samples": 8}
-
-    def __call__(self, run: Run, data: Data) -> Data:
-        _choices(self.teacher.kind, "sparse_answers")
-        if self.samples < 1:
-            raise Bad(f"samples must be at least 1; it is {self.samples}")
-        if not len(data):
-            raise Bad("sparse_answers was given no rows")
-        if self.teacher.input == "input_ids" and "input_ids" not in data.columns:
-            data = self.teacher.encode(data)
-        data.need(self.teacher.input, who="sparse_answers")
-        net, place = self.teacher.net, self.teacher.device
-        lengths = _places(self.teacher.kind, data)
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        said: np.ndarray | None = None
-        about = np.zeros(len(data), np.int64)
-        salt = int(torch.randint(1 << 62, (), generator=run.rng("sparse_answers")))
-        order, was = np.argsort(-lengths, kind="stable"), net.training  # rows of like length together
-        net.eval()
-        try:
-            while len(order):
-                size = max(1, min(64, TOKENS // max(1, int(lengths[order[0]]))))
-                rows, order = order[:size], order[size:]
-                batch = {k: v.to(place) for k, v in data.batch(rows, self.teacher).items()}
-                with torch.no_grad(), run.meter.running():
-                    theirs = aligned(self.teacher.kind, self.teacher(batch))
-                found = drawn(theirs, salt, batch["row"], self.samples).cpu().numpy()
-                if said is None:
-                    dtype = np.uint16 if theirs.shape[-1] <= 1 << 16 else np.int32
-                    said = np.zeros((ends[-1], self.samples), dtype)
-                found = found.reshape(len(rows), -1, self.samples)
-                inside = np.arange(found.shape[1]) < lengths[rows][:, None]  # padding has no answers
-                said[(ends[rows][:, None] + np.arange(found.shape[1]))[inside]] = found[inside]
-                about[rows] = fingerprint(batch[self.teacher.input], batch.get("attention_mask")).cpu().numpy()
-        finally:
-            net.train(was)
-        import pyarrow as pa
-
-        flat = pa.array(said.reshape(-1))  # type: ignore[union-attr]
-        lists = pa.LargeListArray.from_arrays(pa.array(ends * self.samples), flat)
-        return data.with_(**{ANSWERS: lists, ABOUT: about})
+from trainlore.primitives.teaching import sparse_cross_entropy, where_trained
+from trainlore.verbs import Part, method
 
 
 @method(
@@ -173,13 +78,12 @@ class SparseLogits(Part):
     alone = "it remembers something of every row in its loss, and each process would know its own rows only"
 
     def start(self, loop):
-        _choices(loop.model.kind, "sparse_logits")
-        if not 0 <= self.alpha <= 1:
-            raise Bad(f"alpha must be from 0 to 1; it is {self.alpha}")
-        if self.samples < 1:
-            raise Bad(f"samples must be at least 1; it is {self.samples}")
+        choices(loop.model.kind, "sparse_logits")
+        if not 0 <= self.alpha <= 1 or self.samples < 1:
+            raise Bad(f"alpha={self.alpha} must be from 0 to 1, and samples={self.samples} at least 1")
         if self.teacher is None:
             return self._found(loop) if self.alpha else {}
+        same_tokens(loop.model, self.teacher, "sparse_logits")
         self.teacher.net.to(loop.device).eval()
         if not self._stores(loop) or not self.alpha:
             return {}
@@ -224,9 +128,9 @@ class SparseLogits(Part):
         if ANSWERS not in loop.data.columns:
             raise Bad(f"give a `teacher`, or rows that `sparse_answers` went over: there is no column {ANSWERS!r}")
         values, ends = loop.data.lists(ANSWERS)
-        places = _places(loop.model.kind, loop.data)
-        each = len(values) // max(1, int(places.sum()))
-        if not each or not np.array_equal(np.diff(ends), places * each):
+        count = places(loop.model.kind, loop.data)
+        each = len(values) // max(1, int(count.sum()))
+        if not each or not np.array_equal(np.diff(ends), count * each):
             raise Bad(f"column {ANSWERS!r} does not fit a {loop.model.kind} model: ask a teacher of that kind")
         return {"each": each, "last": int(values.max())}
 
@@ -246,9 +150,7 @@ class SparseLogits(Part):
     def _recalled(self, loop, s, batch, mine):
         """The draws kept for these rows; if one row has none for its present tokens, the teacher is asked about them all."""
         rows = batch["row"].cpu()
-        about = fingerprint(
-            batch[loop.model.input].cpu(), batch["attention_mask"].cpu() if "attention_mask" in batch else None
-        )
+        about = fingerprint(batch[loop.model.input], batch.get("attention_mask")).cpu()
         width = mine.shape[1] if mine.dim() == 3 else 1
         start, length = s["ends"][rows], s["ends"][rows + 1] - s["ends"][rows]
         inside = torch.arange(width) < length[:, None]  # padding has no store
@@ -265,35 +167,3 @@ class SparseLogits(Part):
         s["said"][place] = kept[inside].int()
         s["about"][rows] = torch.where(fits, about, 0)
         return said
-
-
-def drawn(logits: Tensor, salt: int, rows: Tensor, samples: int) -> Tensor:
-    """Answers at every place, named by salt, row and place: logits (B, ..., V), rows (B,) -> ids (B, ..., samples)."""
-    uniform = uniforms(salt, rows, logits[0, ..., 0].numel(), samples)
-    return draws(logits, uniform.reshape(*logits.shape[:-1], samples))
-
-
-def fingerprint(values: Tensor, real: Tensor | None = None) -> Tensor:
-    """A number for each row of tokens or features (B, ...) -> int64 (B,): equal rows alike, others almost surely not.
-
-    real (B,T): 1 where a token is one and not padding, so that a row padded further is still the same row."""
-    flat = values.reshape(len(values), -1)
-    if flat.is_floating_point():
-        flat = flat.float().contiguous().view(torch.int32)
-    place = torch.arange(1, flat.shape[1] + 1, device=flat.device) * -7046029254386353131
-    place = (place ^ (place >> 29)) * -4658895280553007687
-    counted = flat.long() + 1 if real is None else (flat.long() + 1) * real
-    return (counted * (place | 1)).sum(1)
-
-
-def _choices(kind: str, who: str) -> None:
-    if kind in ("regressor", "encoder", "denoiser"):
-        raise Bad(f"{who} is about choices among classes or tokens, which a {kind} model does not make")
-
-
-def _places(kind: str, data: Data) -> np.ndarray:
-    """At how many places a model of this kind answers about each row: int64 (N,)."""
-    if kind == "classifier":
-        return np.ones(len(data), np.int64)
-    length = np.diff(data.lists("labels" if kind == "seq2seq" else "input_ids")[1])
-    return np.maximum(length - 1, 0) if kind == "causal" else length

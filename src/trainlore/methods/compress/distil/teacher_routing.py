@@ -5,6 +5,7 @@ from torch import Tensor
 
 from trainlore.errors import Bad
 from trainlore.nouns import Model
+from trainlore.primitives.alike import same_tokens
 from trainlore.primitives.domains import domains
 from trainlore.primitives.losses import aligned
 from trainlore.primitives.teaching import kl, where_trained
@@ -92,9 +93,7 @@ class TeacherRouting(Part):
         if not self.domains:
             raise Bad(f"domains: name the expert's; column {self.by!r} has {', '.join(names)}")
         for name, teacher in (("general", self.general), ("expert", self.expert)):
-            known = [getattr(getattr(m.net, "config", None), "vocab_size", None) for m in (teacher, loop.model)]
-            if known[0] != known[1]:
-                raise Bad(f"{name} knows {known[0]} tokens, the student {known[1]}: they must share a vocabulary")
+            same_tokens(loop.model, teacher, "teacher_routing", f"{name} teacher")
             teacher.net.to(loop.device).eval()
         special = torch.tensor([name in self.domains for name in names])
         return {"special": special[torch.from_numpy(code)]}

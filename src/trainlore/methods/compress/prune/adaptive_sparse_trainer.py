@@ -4,6 +4,7 @@ import torch
 
 from trainlore.errors import Bad
 from trainlore.nouns import Model
+from trainlore.primitives.alike import same_tokens
 from trainlore.primitives.holding import find, hold, holding, let_go, shaped
 from trainlore.primitives.losses import aligned
 from trainlore.primitives.masks import matrices, pattern_of, plain, stored, top_pattern, weight_of
@@ -104,6 +105,7 @@ class AdaptiveSparseTrainer(Part):
                 raise Bad(
                     f"a {loop.model.kind} model makes no choice among classes or tokens to match: leave `teacher` out"
                 )
+            same_tokens(loop.model, self.teacher, "adaptive_sparse_trainer")
             self.teacher.net.to(loop.device).eval()
         return {}
 

@@ -128,10 +128,10 @@ class BlockMovement(Part):
         if min(self.warmup, self.cooldown) < 0 or self.warmup + self.cooldown > 1:
             raise Bad(f"warmup={self.warmup} and cooldown={self.cooldown} are shares that add up to at most 1")
         share("keep", self.keep)
-        if self._off():
+        if self.rule == "threshold" and not self.tau and not self.strength:
             return
         for layer in plain(matrices(loop.model.net, self.targets)).values():
-            block = (self.block[1], self.block[0]) if turned(layer) else (self.block[0], self.block[1])
+            block = self.block[::-1] if turned(layer) else self.block
             mask = BlockMask(layer.weight, block, self.rule, self.pace, self.least)
             parametrize.register_parametrization(layer, "weight", mask)
 
@@ -149,9 +149,6 @@ class BlockMovement(Part):
         self._set(loop, loop.done)  # an average of the weights would have averaged the level too
         for layer in self._layers(loop):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-
-    def _off(self) -> bool:
-        return self.rule == "threshold" and not self.tau and not self.strength
 
     def _layers(self, loop) -> list[nn.Module]:
         named = ((path, m) for path, m in loop.model.net.named_modules() if parametrize.is_parametrized(m, "weight"))

@@ -7,41 +7,16 @@ from torch import Tensor
 
 from trainlore.errors import Bad
 from trainlore.nouns import Batch, Data, Model
-from trainlore.primitives.anatomy import Body, bodies
+from trainlore.primitives.blocks import even, sizes
 from trainlore.primitives.calibrating import batches_of
+from trainlore.primitives.levels import Levels, offspring, stairs
 from trainlore.primitives.masks import share
-from trainlore.primitives.shrinking import PARTS, count
+from trainlore.primitives.shrinking import PARTS
 from trainlore.primitives.sizing import Site, answers, cut_to, database, put, strayed
 from trainlore.runs import Run
 from trainlore.verbs import Fit, method
 
-Levels = tuple[int, ...]  # one a site: how many steps smaller than whole
-
-
-def stairs(total: int, levels: int) -> list[int]:
-    """Sizes from `total` down in equal steps, about `levels` of them, as far as whole steps go."""
-    step = max(1, round(total / levels))
-    return list(range(total, -1, -step))
-
-
-def switched(parent: Levels, kinds: Sequence[Sequence[int]], tops: Sequence[int], rng: np.random.Generator) -> Levels:
-    """The parent after one to three level switches: of one kind of site one goes a level up and another a level down.
-
-    kinds: the sites of each kind; tops: the last level of each site. The sum of levels of each kind stays.
-    """
-    child = list(parent)
-    chances = np.array([len(kind) for kind in kinds]) / sum(len(kind) for kind in kinds)
-    for _ in range(min(rng.integers(1, 4), rng.integers(1, 4))):  # few more often than many
-        kind = kinds[rng.choice(len(kinds), p=chances)]
-        larger = [at for at in kind if child[at] > 0]
-        if not larger:
-            continue
-        grows = larger[rng.integers(len(larger))]
-        smaller = [at for at in kind if child[at] < tops[at] and at != grows]
-        if smaller:
-            child[grows] -= 1
-            child[smaller[rng.integers(len(smaller))]] += 1
-    return tuple(child)
+Asked = tuple[list[Batch], list[Tensor]]  # batches, and what the dense model said of them
 
 
 @method(
@@ -137,33 +112,29 @@ class DarwinLM(Fit):
         batches = batches_of(run, model, data, self.rows, self.size, "darwinlm")
         if model.input == "input_ids" and "input_ids" not in data.columns:
             data = model.encode(data, truncate=True)
-        sites = database(model, batches, self._sizes, self.damp)
+        sites = database(model, batches, lambda body, part, total: stairs(total, self.levels), self.damp)
         kinds = [mine for part in PARTS if (mine := [at for at, s in enumerate(sites) if s.part == part])]
+        tops = [len(site.levels) - 1 for site in sites]
         parent = tuple(self._start(site) for site in sites)
         before, rng = answers(model, batches), run.numpy("darwinlm", "evolution")
         told = []
         for _ in range(self.generations):
-            children = self._children(parent, kinds, [len(s.levels) - 1 for s in sites], rng)
+            children = offspring(parent, kinds, tops, self.offspring, rng)
             if not children:
                 break  # there is no other assignment
             for stage, left in enumerate(self.survivors):
                 if stage == len(self.survivors) - 1:
                     children.append(parent)
                 some = rng.permutation(len(batches))[: max(1, self.judged[stage] // self.size)]
-                rows = rng.permutation(len(data))[: self.taught[stage]]
+                rows = data.take(np.sort(rng.permutation(len(data))[: self.taught[stage]]))
                 asked = [batches[i] for i in some], [before[i] for i in some]
-                lost = [self._fitness(run, model, data.take(np.sort(rows)), sites, one, *asked) for one in children]
+                lost = [self._fitness(run, model, rows, sites, one, asked) for one in children]
                 best = np.argsort(lost, kind="stable")[:left]
                 children, fittest = [children[i] for i in best], lost[best[0]]
             parent = children[0]
             told.append(float(fittest))
         model = cut_to(model, sites, parent)
-        found = bodies(model)
-        model.about["darwinlm"] = {
-            "fitness": told,
-            "groups": [b.groups for b in found],
-            "neurons": [count(model.net, b) for b in found],
-        }
+        model.about["darwinlm"] = {"fitness": told, **sizes(model)}
         return model
 
     def _check(self, model: Model) -> None:
@@ -175,49 +146,24 @@ class DarwinLM(Fit):
             )
         if min(*self.survivors, *self.judged) < 1 or min(self.taught) < 0:
             raise Bad(f"survivors={self.survivors} and judged={self.judged} must be at least 1, taught at least 0")
-        if self.levels < 1 or self.generations < 1 or self.offspring < 1:
-            raise Bad(
-                f"levels={self.levels}, generations={self.generations} and offspring={self.offspring} must be 1 or more"
-            )
-        if len({(b.groups, count(model.net, b)) for b in bodies(model)}) > 1:
+        for name in ("levels", "generations", "offspring"):
+            if getattr(self, name) < 1:
+                raise Bad(f"{name}={getattr(self, name)} must be at least 1")
+        if not even(model):
             raise Bad("the blocks of this model keep different numbers already: prune the model it came from")
-
-    def _sizes(self, body: Body, part: str, total: int) -> list[int]:
-        return stairs(total, self.levels)
 
     def _start(self, site: Site) -> int:
         """The level nearest to `keep`."""
-        total = len(site.groups)
-        return int(np.argmin([abs(len(level.kept) - self.keep * total) for level in site.levels]))
-
-    def _children(
-        self, parent: Levels, kinds: Sequence[Sequence[int]], tops: Sequence[int], rng: np.random.Generator
-    ) -> list[Levels]:
-        """Up to `offspring` different children, fewer where there are no more to be found."""
-        found: dict[Levels, None] = {}
-        for _ in range(20 * self.offspring):
-            child = switched(parent, kinds, tops, rng)
-            if child != parent:
-                found[child] = None
-            if len(found) == self.offspring:
-                break
-        return list(found)
+        return int(np.argmin([abs(len(level.kept) - self.keep * len(site.groups)) for level in site.levels]))
 
     def _fitness(
-        self,
-        run: Run,
-        model: Model,
-        data: Data,
-        sites: Sequence[Site],
-        levels: Levels,
-        batches: list[Batch],
-        before: list[Tensor],
+        self, run: Run, model: Model, data: Data, sites: Sequence[Site], levels: Levels, asked: Asked
     ) -> float:
         """How far a child strays from the dense model, after training on these rows if there are any."""
         if not len(data):
             for site, level in zip(sites, levels, strict=True):
                 put(model.net, site, level)
-            return strayed(model, batches, before)
+            return strayed(model, *asked)
         child = cut_to(model.copy(), sites, levels, told=False)
         run.fit(child, data, epochs=1, batch_size=self.size, lr=self.lr)
-        return strayed(child, batches, before)
+        return strayed(child, *asked)

@@ -24,6 +24,7 @@ from trainlore.verbs import Shape, method
     name="magnitude",
     title="Magnitude pruning",
     paper="arXiv:1710.01878",
+    lit="p006",
     family="compress/prune",
     year=2017,
     tier="core",
@@ -49,12 +50,16 @@ class Magnitude(Shape):
 
     ## Watch out
     Zeros make a model smaller and faster only in a form that stores or skips them; 2:4 is what current hardware skips.
+    A survey of pruning (arXiv:2308.06767) calls this a speed-up for special hardware: where there is none, take out whole
+    heads, neurons or units instead (ziplm, darwinlm, relevance_pruning), and measure the time rather than count zeros.
+    Training afterwards fills the zeros: add `hold_zeros`.
 
     ## Differs from the paper
     Once, after training; the gradual form is `granet` with drop: 0. Patterns are not the paper's.
 
     ## See also
-    granet, block_movement; wanda and sparsegpt, which look at the inputs too; perp, which trains what is left.
+    granet, block_movement; wanda and sparsegpt, which look at the inputs too; hold_zeros and perp, which train what is
+    left.
     """
 
     keep: float = 0.5

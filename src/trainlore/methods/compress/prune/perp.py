@@ -4,15 +4,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
-from trainlore.primitives.calibrating import Unit, batches_of, walk
+from trainlore.primitives.calibrating import batches_of, walk
 from trainlore.primitives.grids import free
-from trainlore.primitives.holding import let_go
 from trainlore.primitives.masks import matrices, plain, weight_of
-from trainlore.primitives.reparam import turned
+from trainlore.primitives.reparam import still, turned
+from trainlore.primitives.rounding import put_on, reconstruct, take_off
 from trainlore.runs import Run
 from trainlore.verbs import Fit, Part, method
 
@@ -132,20 +131,17 @@ class PERP(Fit):
         free(model, layers)
         if self.dense is not None:
             return self._reconstruct(run, model, self.dense, data, layers)
-        was = {name: p.requires_grad for name, p in model.net.named_parameters()}
-        model.net.requires_grad_(False)
-        self._open(run, model.net, layers)
-        run.fit(model, data, *self.inner, steps=self.steps, batch_size=min(self.size, len(data)), lr=self.lr)
-        let_go(layers if self.update != "none" else {})
-        for name, p in model.net.named_parameters():
-            p.requires_grad_(was[name])
+        with still(model.net):
+            self._open(run, model.net, layers)
+            run.fit(model, data, *self.inner, steps=self.steps, batch_size=min(self.size, len(data)), lr=self.lr)
+            take_off(layers)
         return model
 
     def _open(self, run: Run, module: nn.Module, layers: dict[str, nn.Module]) -> list[nn.Parameter]:
         """Adapt the layers, which lie in the module, and let what is to be trained of it move: its trained weights."""
-        for path, layer in layers.items() if self.update != "none" else ():
-            adapter = Adapter(layer, self.update, self.rank, self.alpha, run.rng("perp", path))
-            parametrize.register_parametrization(layer, "weight", adapter)
+        if self.update != "none":
+            how = self.update, self.rank, self.alpha
+            put_on(layers, lambda path, layer: Adapter(layer, *how, run.rng("perp", path)))
         for m in module.modules():
             norm = self.norms and "norm" in type(m).__name__.lower()
             for name, p in m.named_parameters(recurse=False):
@@ -161,25 +157,15 @@ class PERP(Fit):
         if lost := [p for p, m in layers.items() if p not in theirs or theirs[p].weight.shape != m.weight.shape]:
             raise Bad(f"dense has no {lost[0]} of the same shape: give the model as it was before it was pruned")
         dense.net.to(model.device).eval()
+        rise = max(1, self.steps // 10)
+        left = lambda t: min((t + 1) / rise, (self.steps - t) / max(1, self.steps - rise))
         for unit in walk(model, layers, batches_of(run, model, data, self.rows, self.size, "perp")):
             whole = replace(unit, module=theirs[unit.path])
             with torch.no_grad():
                 unit.goals = [whole(at).detach() for at in range(len(unit.calls))]
-            self._fit(run, unit)
+            optimizer = torch.optim.Adam(self._open(run, unit.module, unit.layers), lr=self.lr)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, left)
+            reconstruct(run, "perp", unit, self.steps, [optimizer], [schedule])
+            take_off(unit.layers)
+            unit.module.requires_grad_(False)
         return model
-
-    def _fit(self, run: Run, unit: Unit) -> None:
-        """Train the unit towards its goals, and make it plain again."""
-        trained = self._open(run, unit.module, unit.layers)
-        optimizer, rise = torch.optim.Adam(trained, lr=self.lr), max(1, self.steps // 10)
-        left = lambda t: min((t + 1) / rise, (self.steps - t) / max(1, self.steps - rise))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, left)
-        order = run.numpy("perp", unit.path).integers(len(unit.calls), size=self.steps)
-        with torch.enable_grad():
-            for at in order.tolist():
-                optimizer.zero_grad()
-                unit.error(at).backward()
-                optimizer.step()
-                schedule.step()
-        let_go(unit.layers if self.update != "none" else {})
-        unit.module.requires_grad_(False)

@@ -10,60 +10,12 @@ from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.primitives.activations import Rounder, found, read_rounded
 from trainlore.primitives.allocation import allocate, alone
-from trainlore.primitives.calibrating import Unit, batches_of, listen, walk
+from trainlore.primitives.calibrating import Unit, batches_of, inputs, walk
 from trainlore.primitives.grids import Grid, free, integers, settle
 from trainlore.primitives.masks import matrices, plain, weight_of
-from trainlore.primitives.numbers import lanes, limits, straight, unlanes
+from trainlore.primitives.rounding import Moved, descend
 from trainlore.runs import Run
 from trainlore.verbs import Fit, method
-
-
-def stepped(x: Tensor, scale: Tensor, zero: Tensor, bits: int, symmetric: bool = False) -> Tensor:
-    """(clip(round(x / scale) + round(zero)) - round(zero)) * scale, with gradients to all three."""
-    low, high = limits(bits, symmetric)
-    zero = straight(zero).clamp(low, high)
-    return ((straight(x / scale) + zero).clamp(low, high) - zero) * scale
-
-
-class Rounding(nn.Module):
-    """What is learned about one layer: V in steps of the grid, the weight's and the inputs' scales and zero points."""
-
-    def __init__(self, weight: Tensor, grid: Grid, reads: tuple[Tensor, Tensor] | None, bits: int) -> None:
-        super().__init__()
-        self.weight, self.grid, self.bits = weight, grid, bits  # bits: of the inputs
-        self.moved = nn.Parameter(torch.zeros_like(lanes(weight, grid.per)))
-        self.log = nn.Parameter(torch.zeros_like(grid.scale))
-        self.zero = nn.Parameter(grid.zero.float(), requires_grad=grid.form.startswith("u"))
-        self.start, self.log_in, self.zero_in = None, None, None
-        if reads is not None:
-            self.start, self.log_in = reads[0], nn.Parameter(torch.zeros_like(reads[0]))
-            self.zero_in = nn.Parameter(reads[1].clone())
-
-    @property
-    def target(self) -> Tensor:
-        """W + V (out, in)."""
-        rows = lanes(self.weight, self.grid.per) + self.grid.scale * self.moved
-        return unlanes(rows, self.weight.shape, self.grid.per)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What the layer gives without its bias: x (n, in) -> (n, out)."""
-        rows = lanes(self.target, self.grid.per)
-        rows = stepped(rows, self.grid.scale * self.log.exp(), self.zero, self.grid.bits, self.grid.form[0] == "i")
-        weight = unlanes(rows, self.weight.shape, self.grid.per)
-        if self.start is not None:
-            x = stepped(x, self.start * self.log_in.exp(), self.zero_in, self.bits)
-        return F.linear(x, weight)
-
-    @torch.no_grad()
-    def settled(self) -> tuple[Tensor, Grid, tuple[Tensor, Tensor] | None]:
-        """The weight on its last grid, the grid, and scale and zero point of the inputs."""
-        low, high = limits(self.grid.bits, self.grid.form[0] == "i")
-        zero = self.zero.round().clamp(low, high).int()
-        grid = Grid(self.grid.form, self.grid.per, self.grid.scale * self.log.exp(), zero)
-        reads = None
-        if self.start is not None:
-            reads = self.start * self.log_in.exp(), self.zero_in.round().clamp(0, 2**self.bits - 1)
-        return grid.round(self.target), grid, reads
 
 
 @method(
@@ -167,21 +119,19 @@ class AdaQuant(Fit):
 
     def _calibrate(self, run: Run, model: Model, unit: Unit, path: str, layer: nn.Module, bits: int) -> None:
         """Fit the rounding of one layer to what it reads now, and write it in."""
-        heard: list[Tensor] = []
-        listen(unit, lambda name, _, rows: heard.append(rows.float()) if name == path else None)
-        x, weight = torch.cat(heard), weight_of(layer).float().clone()
+        x, weight = inputs(unit, path)[path], weight_of(layer).float().clone()
         free_bias = layer.bias is not None
         grid = Grid.of(weight, integers(bits, self.symmetric), self.per)
         fit = self._start(x, weight, grid)
         begun = self._gap(fit, x, free_bias)[1]
         optimizer = torch.optim.Adam([p for p in fit.parameters() if p.requires_grad], lr=self.lr)
         draw = run.numpy("adaquant", path)
-        with torch.enable_grad():
-            for _ in range(self.steps if len(x) else 0):
-                some = x[torch.from_numpy(draw.integers(len(x), size=min(self.places, len(x)))).to(x.device)]
-                optimizer.zero_grad()
-                _spread(fit(some) - F.linear(some, weight), free_bias).backward()
-                optimizer.step()
+
+        def loss(step: int, at: int) -> Tensor:
+            some = x[torch.from_numpy(draw.integers(len(x), size=min(self.places, len(x)))).to(x.device)]
+            return _spread(fit(some) - F.linear(some, weight), free_bias)
+
+        descend(range(self.steps if len(x) else 0), loss, [optimizer])
         if self.steps and not self._gap(fit, x, free_bias)[1] < begun:
             fit = self._start(x, weight, grid)
         if free_bias:
@@ -194,7 +144,7 @@ class AdaQuant(Fit):
     def _start(self, x: Tensor, weight: Tensor, grid: Grid) -> Any:
         """Rounding to the nearest, before anything is learned."""
         reads = found(x, f"uint{self.reads}") if self.reads else None
-        return Model(Rounding(weight, grid, reads, self.reads), "encoder").net  # a net, so that its passes are paid for
+        return Model(Moved(weight, grid, reads, self.reads), "encoder").net  # a net, so that its passes are paid for
 
     def _gap(self, fit: Any, x: Tensor, free_bias: bool) -> tuple[Tensor, float]:
         """Mean (out,) of how far the rounded outputs are off over all places, and its mean square as `_spread` counts it."""

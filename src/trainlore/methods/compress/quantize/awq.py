@@ -12,7 +12,7 @@ from trainlore.primitives.anatomy import Feed, bodies, feeds, rescale
 from trainlore.primitives.calibrating import Unit, batches_of, listen, second_moments, walk
 from trainlore.primitives.grids import Grid, free, integers, settle
 from trainlore.primitives.masks import matrices, plain, weight_of, write
-from trainlore.primitives.numbers import lanes, unlanes
+from trainlore.primitives.ranges import clipped
 from trainlore.runs import Run
 from trainlore.verbs import Fit, method
 
@@ -21,36 +21,6 @@ def scale_of(mean: Tensor, ratio: float) -> Tensor:
     """s = mean^ratio (channels,), at least 1e-4, divided by sqrt(max s * min s): ratio 0 changes nothing."""
     scale = mean.float().pow(ratio).clamp(min=1e-4)
     return scale / (scale.max() * scale.min()).sqrt()
-
-
-def clipped(weight: Tensor, moments: Tensor, form: str, per: str | int, shrinks: int = 10, grid: int = 20) -> Tensor:
-    """A weight (out, in) held within +-m of its own in each lane; m costs the lane's outputs least once it is rounded.
-
-    moments (in, in): X'X / n. m runs over max|w| * (1 - i / grid), i < shrinks; the largest of equals stays.
-    """
-    rows = lanes(weight.float(), per)
-    most = rows.abs().amax(1, keepdim=True)
-    best, least = most.clone(), torch.full_like(most, inf)
-    for i in range(shrinks):
-        bound = most * (1 - i / grid)
-        held = unlanes(rows.clamp(-bound, bound), weight.shape, per)
-        error = _lane_errors(weight.float() - Grid.of(held, form, per).round(weight), moments, per)
-        better = error < least
-        best, least = best.where(~better, bound), least.where(~better, error)
-    return unlanes(rows.clamp(-best, best), weight.shape, per)
-
-
-def _lane_errors(gap: Tensor, moments: Tensor, per: str | int) -> Tensor:
-    """Mean square of what each lane alone adds to its output, (lanes, 1): d H_gg d' of its run of inputs g."""
-    if not isinstance(per, int):
-        error = ((gap @ moments) * gap).sum(1, keepdim=True)
-        return error if per == "channel" else error.sum(0, keepdim=True)
-    out, width = gap.shape
-    more = -width % per
-    wide = nn.functional.pad(moments, (0, more, 0, more)).unflatten(1, (-1, per)).unflatten(0, (-1, per))
-    own = wide.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (groups, per, per): inputs of one group with each other
-    parts = lanes(gap, per).view(out, -1, per)
-    return (torch.einsum("ogi,gij->ogj", parts, own) * parts).sum(-1).view(-1, 1)
 
 
 @method(

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
-from trainlore.primitives.activations import Rounder, found, read_rounded
-from trainlore.primitives.anatomy import Feed, bodies, feeds, rescale
-from trainlore.primitives.attending import attend_through, attentions
-from trainlore.primitives.calibrating import Unit, batches_of, listen, walk
+from trainlore.primitives.activations import Rounder, found, passed, read_rounded
+from trainlore.primitives.anatomy import Feed, feeds, rescale
+from trainlore.primitives.attending import attend_through, opened, overheard
+from trainlore.primitives.blocks import biased, inside, shift
+from trainlore.primitives.calibrating import Unit, batches_of, walk
 from trainlore.primitives.grids import Grid, free, integers, settle
 from trainlore.primitives.masks import plain, weight_of
 from trainlore.runs import Run
@@ -46,19 +47,13 @@ def reparametrize(net: nn.Module, feed: Feed, x: Tensor, bits: int) -> Rounder:
     The model stays the same; what the norm gives now lies on one grid, which is returned. A norm or a reader without a
     bias: scales alone, around 0.
     """
-    norm, readers = net.get_submodule(feed.source), [net.get_submodule(path) for path in feed.readers]
     low, high = x.aminmax(dim=0)
-    even = any(getattr(m, "bias", None) is None for m in (norm, *readers))
-    if even:
-        scale, _, middle, zero = common(torch.zeros_like(high), torch.maximum(-low, high), bits - 1)
-    else:
-        scale, zeros, middle, zero = common(low, high, bits)
+    even = not biased(net, feed)
+    held = (torch.zeros_like(high), torch.maximum(-low, high), bits - 1) if even else (low, high, bits)
+    scale, zeros, middle, zero = common(*held)
     rescale(net, feed, scale / middle)
     if not even:
-        shift = (zero - zeros) * middle
-        norm.bias.sub_(shift)
-        for layer in readers:
-            layer.bias.add_(weight_of(layer).float() @ shift)
+        shift(net, feed, (zero - zeros) * middle)
     return Rounder(integers(bits, even), "tensor", middle.view(1), zero.view(1))
 
 
@@ -71,8 +66,7 @@ class Tan(nn.Module):
         self.register_buffer("peak", peak.view(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        rounded = tan_rounded(x.detach().float(), self.peak, self.warp, self.bits).to(x.dtype)
-        return x + (rounded - x).detach()
+        return passed(x, tan_rounded(x.detach().float(), self.peak, self.warp, self.bits))
 
     @staticmethod
     def of(x: Tensor, bits: int) -> Tan:
@@ -152,35 +146,25 @@ class DopQViT(Fit):
         if self.bits not in range(3, 9):
             raise Bad(f"bits={self.bits} of activations: give a whole number from 3 to 8")
         form = integers(self.bits_weight, False)
-        parts = [p for b in bodies(model) for p in (*b.heads_in, b.heads_out, *b.neurons_in, b.neurons_out)]
-        layers = plain({path: model.net.get_submodule(path) for path in parts})
+        layers = plain(inside(model))
         free(model, layers)
         batches = batches_of(run, model, data, self.rows, self.size, "dopq_vit")
-        attention = dict(zip((body.path for body in bodies(model)), attentions(model), strict=True))
-        for path in attention.values():
-            attend_through(model, path, nn.Identity())
+        attention = opened(model)
         for unit in walk(model, layers, batches):
             self._round(model, unit, attention[unit.path], form)
         return model
 
     def _round(self, model: Model, unit: Unit, attention: str, form: str) -> None:
         """Round what a block's layers read, its probabilities, and the layers' weights."""
-        heard: dict[str, list[Tensor]] = {path: [] for path in unit.layers}
-        shares: list[Tensor] = []
-        between = model.net.get_submodule(attention).probabilities
-        hook = between.register_forward_hook(lambda m, args, out: shares.append(out.float().flatten()))
-        listen(unit, lambda path, layer, x: heard[path].append(x.float()))
-        hook.remove()
+        heard, shares = overheard(model, unit, attention)
         for path, layer in unit.layers.items():
-            read_rounded(
-                layer, Rounder(f"uint{self.bits}", "tensor", *found(torch.cat(heard[path]), f"uint{self.bits}"))
-            )
+            read_rounded(layer, Rounder(f"uint{self.bits}", "tensor", *found(heard[path], f"uint{self.bits}")))
         for feed in feeds(model):
             if feed.norm and feed.readers[0] in unit.layers:
-                grid = reparametrize(model.net, feed, torch.cat(heard[feed.readers[0]]), self.bits)
+                grid = reparametrize(model.net, feed, heard[feed.readers[0]], self.bits)
                 for path in feed.readers:
                     read_rounded(unit.layers[path], grid)
         for path, layer in unit.layers.items():
             fit = Grid.of(weight_of(layer), form, "channel")
             settle(model, path, layer, fit.round(weight_of(layer)), fit)
-        attend_through(model, attention, Tan.of(torch.cat(shares), self.bits))
+        attend_through(model, attention, Tan.of(shares, self.bits))

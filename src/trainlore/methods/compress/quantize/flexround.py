@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
@@ -11,6 +10,7 @@ from trainlore.primitives.grids import Grid, free, integers, settle
 from trainlore.primitives.masks import CONVOLUTIONS, matrices, plain, weight_of
 from trainlore.primitives.numbers import lanes, limits, scales, straight, unlanes
 from trainlore.primitives.reparam import turned
+from trainlore.primitives.rounding import put_on, reconstruct, take_off
 from trainlore.runs import Run
 from trainlore.verbs import Fit, method
 
@@ -137,20 +137,11 @@ class FlexRound(Fit):
 
     def _reconstruct(self, run: Run, model: Model, unit: Unit, form: str) -> None:
         """Fit the rounding of the unit's layers, and write it in."""
-        for layer in unit.layers.values():
-            parametrize.register_parametrization(layer, "weight", Division(layer, self.bits, self.per, self.symmetric))
-        rounds = {path: layer.parametrizations.weight[0] for path, layer in unit.layers.items()}
+        rounds = put_on(unit.layers, lambda path, layer: Division(layer, self.bits, self.per, self.symmetric))
         optimizer = torch.optim.Adam([p for one in rounds.values() for p in one.parameters()], lr=self.lr)
         fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        order = run.numpy("flexround", unit.path).integers(len(unit.calls), size=self.steps)
-        with torch.enable_grad():
-            for at in order.tolist():
-                optimizer.zero_grad()
-                unit.error(at).backward()
-                optimizer.step()
-                fall.step()
+        reconstruct(run, "flexround", unit, self.steps, [optimizer], [fall])
+        take_off(unit.layers)
         for path, layer in unit.layers.items():
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-            layer.weight.requires_grad_(False)
             step = rounds[path].step.detach().exp()
             settle(model, path, layer, weight_of(layer), Grid(form, self.per, step, rounds[path].zero))

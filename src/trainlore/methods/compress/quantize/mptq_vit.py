@@ -1,77 +1,20 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from trainlore.errors import Bad
 from trainlore.nouns import Batch, Data, Model
-from trainlore.primitives.activations import Rounder, found, read_rounded
+from trainlore.primitives.activations import Regions, Rounder, fitted, read_rounded
+from trainlore.primitives.allocation import allotted
 from trainlore.primitives.anatomy import Body, Feed, bodies, feeds, rescale
-from trainlore.primitives.attending import attend_through, attentions
-from trainlore.primitives.calibrating import Unit, batches_of, listen, rows_read, walk
-from trainlore.primitives.grids import Grid, free, settle, snap
+from trainlore.primitives.attending import attend_through, opened, overheard
+from trainlore.primitives.blocks import biased, inside, shift, spread
+from trainlore.primitives.calibrating import Unit, batches_of, walk
+from trainlore.primitives.grids import Grid, free, settle
 from trainlore.primitives.masks import plain, weight_of, write
 from trainlore.runs import Run
 from trainlore.verbs import Fit, method
-
-
-def regions(x: Tensor, coarse: Tensor | float, ratio: int, bits: int, signed: bool) -> Tensor:
-    """The nearest values of two even runs of 2^(bits-1) steps each, the fine step 2^ratio times smaller: the shape of x.
-
-    signed: the fine run below 0, the coarse one above. Else the fine run next to 0, the coarse one beyond it.
-    """
-    half, fine = 2 ** (bits - 1), coarse / 2**ratio
-    small = (x / fine).round().clamp(-half if signed else 0, 0 if signed else half - 1) * fine
-    large = (x / coarse).round().clamp(0, half - 1) * coarse
-    return torch.where(x < (0.0 if signed else half * fine), small, large)
-
-
-def allotted(rise: Mapping[str, list[float]], size: Mapping[str, int], bits: float, low: int) -> dict[str, int]:
-    """Bits of each layer: from the most on, one bit at a time from where it costs least for each weight.
-
-    rise: the damage of a layer at low, low + 1, ... bits; size: its weights. Ends when a weight has at most `bits` on
-    average.
-    """
-    width = {path: low + len(steps) - 1 for path, steps in rise.items()}
-    left, budget = sum(width[p] * size[p] for p in width), bits * sum(size.values())
-    while left > budget:
-        cost = {p: (rise[p][w - low - 1] - rise[p][w - low]) / size[p] for p, w in width.items() if w > low}
-        path = min(cost, key=cost.__getitem__)
-        width[path] -= 1
-        left -= size[path]
-    return width
-
-
-class Regions(nn.Module):
-    """Rounds to two runs of steps tied by a power of two. Gradients go straight through."""
-
-    def __init__(self, coarse: Tensor, ratio: int, bits: int, signed: bool) -> None:
-        super().__init__()
-        self.ratio, self.bits, self.signed = ratio, bits, signed
-        self.register_buffer("coarse", coarse.view(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        rounded = regions(x.detach().float(), self.coarse, self.ratio, self.bits, self.signed).to(x.dtype)
-        return x + (rounded - x).detach()
-
-    @staticmethod
-    def of(x: Tensor, weight: Tensor, bits: int, signed: bool, most: int) -> Regions:
-        """With the power of two, 0 to `most`, that moves x (n, in) times weight (out, in) least."""
-        coarse = x.max().clamp(min=torch.finfo(torch.float32).tiny) / (2 ** (bits - 1) - 1)
-        gaps = [((regions(x, coarse, m, bits, signed) - x) @ weight.T).square().mean() for m in range(most + 1)]
-        return Regions(coarse, int(torch.stack(gaps).argmin()), bits, signed)
-
-
-def fitted(x: Tensor, weight: Tensor, bits: int) -> Rounder:
-    """Rounds around 0 by one scale, the share of the largest value that moves x (n, in) times weight (out, in) least."""
-    form = f"int{bits}"
-    scale, zero = found(x, form)
-    tries = [scale * share / 20 for share in range(4, 21)]
-    gaps = [((snap(x, form, s, zero) - x) @ weight.T).square().mean() for s in tries]
-    return Rounder(form, "tensor", tries[int(torch.stack(gaps).argmin())])
 
 
 @method(
@@ -154,19 +97,16 @@ class MPTQViT(Fit):
         if self.ratios < 0 or not 0 <= self.alpha <= 1:
             raise Bad(f"ratios={self.ratios}, alpha={self.alpha}: give ratios from 0 and alpha from 0 to 1")
         blocks = {body.path: body for body in bodies(model)}
-        parts = [p for b in blocks.values() for p in (*b.heads_in, b.heads_out, *b.neurons_in, b.neurons_out)]
-        layers = plain({path: model.net.get_submodule(path) for path in parts})
+        layers = plain(inside(model))
         free(model, layers)
         batches = batches_of(run, model, data, self.rows, self.size, "mptq_vit")
-        attention = dict(zip(blocks, attentions(model), strict=True))
-        for path in attention.values():
-            attend_through(model, path, nn.Identity())
+        attention = opened(model)
         training = model.net.training
         model.net.eval()
-        spread = _spread(model, {feed.readers[0] for feed in feeds(model) if feed.norm}, batches)
+        given = spread(model, {feed.readers[0] for feed in feeds(model) if feed.norm}, batches)
         for feed in feeds(model):
             if feed.norm:
-                self._smooth(model.net, feed, *spread[feed.readers[0]])
+                self._smooth(model.net, feed, *given[feed.readers[0]])
         width = dict.fromkeys(layers, int(self.bits))
         if self.mixed:
             before = [model(batch) for batch in batches]
@@ -179,13 +119,11 @@ class MPTQViT(Fit):
 
     def _smooth(self, net: nn.Module, feed: Feed, mean: Tensor, low: Tensor, high: Tensor) -> None:
         """Move what a norm gives around 0, and a part of its spread into the readers' weights: the same outputs."""
-        norm, readers = net.get_submodule(feed.source), [net.get_submodule(path) for path in feed.readers]
-        if any(getattr(m, "bias", None) is None for m in (norm, *readers)):
+        readers = [net.get_submodule(path) for path in feed.readers]
+        if not biased(net, feed):
             mean = torch.zeros_like(mean)
         else:
-            norm.bias.sub_(mean)
-            for layer in readers:
-                layer.bias.add_(weight_of(layer).float() @ mean)
+            shift(net, feed, mean)
         peak = torch.maximum(high - mean, mean - low)
         wide = torch.stack([weight_of(layer).float().abs().amax(0) for layer in readers]).amax(0)
         scale = peak**self.alpha / wide ** (1 - self.alpha)
@@ -206,42 +144,12 @@ class MPTQViT(Fit):
 
     def _round(self, model: Model, unit: Unit, body: Body, attention: str, width: dict[str, int]) -> None:
         """Round what a block's layers read, its probabilities, and the layers' weights."""
-        heard: dict[str, list[Tensor]] = {path: [] for path in unit.layers}
-        shares: list[Tensor] = []
-        between = model.net.get_submodule(attention).probabilities
-        hook = between.register_forward_hook(lambda m, args, out: shares.append(out.float().flatten()))
-        listen(unit, lambda path, layer, x: heard[path].append(x.float()))
-        hook.remove()
+        heard, shares = overheard(model, unit, attention)
         for path, layer in unit.layers.items():
-            x, weight, bits = torch.cat(heard[path]), weight_of(layer).float(), width[path]
+            x, weight, bits = heard[path], weight_of(layer).float(), width[path]
             two = path == body.neurons_out and len(body.neurons_in) == 1
             read_rounded(layer, Regions.of(x, weight, bits, True, self.ratios) if two else fitted(x, weight, bits))
             grid = Grid.of(weight, f"int{bits}", "channel")
             settle(model, path, layer, grid.round(weight), grid)
-        all_ = torch.cat(shares)[:, None]
-        between = Regions.of(all_, all_.new_ones(1, 1), width[body.heads_out], False, self.ratios)
+        between = Regions.of(shares[:, None], shares.new_ones(1, 1), width[body.heads_out], False, self.ratios)
         attend_through(model, attention, between)
-
-
-def _spread(model: Model, paths: set[str], batches: list[Batch]) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Mean, smallest and largest value of each input (in,) of these layers."""
-    sums: dict[str, list[Tensor]] = {}
-    real: Tensor | None = None
-
-    def hear(path: str) -> Any:
-        def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
-            x = rows_read(layer, args[0], real).float()
-            new = [x.sum(0), x.new_tensor(len(x)), x.amin(0), x.amax(0)]
-            old = sums.get(path)
-            merge = (torch.add, torch.add, torch.minimum, torch.maximum)
-            sums[path] = new if old is None else [f(a, b) for f, a, b in zip(merge, old, new, strict=True)]
-
-        return hook
-
-    hooks = [model.net.get_submodule(path).register_forward_pre_hook(hear(path)) for path in paths]
-    for batch in batches:
-        real = batch["attention_mask"].bool() if "attention_mask" in batch else None
-        model(batch)
-    for hook in hooks:
-        hook.remove()
-    return {path: (total / count, low, high) for path, (total, count, low, high) in sums.items()}

@@ -1,113 +1,21 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 
 from trainlore.errors import Bad
 from trainlore.nouns import Batch, Data, Model
-from trainlore.primitives.activations import Rounder, found, read_rounded
-from trainlore.primitives.calibrating import Call, Unit, batches_of, first, listen, seen, walk
-from trainlore.primitives.grids import Grid, free, integers, settle, snap
+from trainlore.primitives.activations import Rounder, read_rounded
+from trainlore.primitives.calibrating import Call, Unit, batches_of, inputs, seen, unpadded, walk
+from trainlore.primitives.grids import free, integers, settle
 from trainlore.primitives.masks import matrices, plain, weight_of
-from trainlore.primitives.numbers import lanes, limits, straight, unlanes
-from trainlore.primitives.reparam import turned
+from trainlore.primitives.normed import corrected
+from trainlore.primitives.numbers import limits
+from trainlore.primitives.ranges import tight
+from trainlore.primitives.rounding import Partly, Raised, put_on, reconstruct, take_off
 from trainlore.primitives.teaching import kl
 from trainlore.runs import Run
 from trainlore.verbs import Fit, method
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-CLIPS = [step / 20 for step in range(4, 21)]  # shares of the whole range that a grid is tried at
-
-
-def tight(weight: Tensor, form: str, per: str | int) -> Grid:
-    """The grid of each lane that moves its weights least, in the power 2.4, of those that hold 20% to 100% of its range."""
-    grids = [Grid.of(weight, form, per, clip) for clip in CLIPS]
-    gaps = torch.stack([lanes((g.round(weight) - weight).abs() ** 2.4, per).sum(1) for g in grids])
-    best, lane = gaps.argmin(0), torch.arange(gaps.shape[1], device=gaps.device)
-    return Grid(form, per, *(torch.stack([getattr(g, n) for g in grids])[best, lane] for n in ("scale", "zero")))
-
-
-class Rounding(nn.Module):
-    """weight -> floor + h of its grid's steps, h in [0, 1] learned: s (clip(floor(W / s) + h(V) + z) - z)."""
-
-    def __init__(self, layer: nn.Module, grid: Grid) -> None:
-        super().__init__()
-        self.grid, self.turned = grid, turned(layer)
-        steps = lanes(self._facing(layer.weight.detach()).float(), grid.per) / grid.scale
-        self.register_buffer("floor", steps.floor())
-        self.up = nn.Parameter(-(1.2 / (steps - steps.floor() + 0.1) - 1).log())  # h is the rest at first
-
-    def h(self) -> Tensor:
-        """How far each weight goes up: 0 to 1, both within reach."""
-        return (1.2 * self.up.sigmoid() - 0.1).clamp(0, 1)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return self._facing(self._values(self.h(), self._facing(weight).shape)).to(weight.dtype)
-
-    def hard(self, shape: torch.Size) -> Tensor:
-        """The matrix with every choice made."""
-        return self._values((self.up >= 0).float(), shape)
-
-    def _values(self, h: Tensor, shape: torch.Size) -> Tensor:
-        low, high = limits(self.grid.bits, self.grid.form.startswith("i"))
-        ints = (self.floor + h + self.grid.zero).clamp(low, high)
-        return unlanes((ints - self.grid.zero) * self.grid.scale, shape, self.grid.per)
-
-    def _facing(self, weight: Tensor) -> Tensor:
-        return weight.T if self.turned else weight
-
-
-class Step(nn.Module):
-    """Rounds inputs by a scale that learns; a random half of the values, drawn anew each time, pass as they are."""
-
-    def __init__(self, x: Tensor, bits: int, keep: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.bits, self.keep, self.generator = bits, keep, generator
-        scale, zero = found(x, f"uint{bits}")
-        tries = [scale * clip for clip in CLIPS]
-        gaps = torch.stack([(snap(x, f"uint{bits}", s, zero) - x).abs().pow(2.4).mean() for s in tries])
-        self.scale = nn.Parameter(tries[int(gaps.argmin())])
-        self.register_buffer("zero", zero)
-
-    def forward(self, x: Tensor) -> Tensor:
-        steps = x / self.scale
-        ints = (straight(steps) + self.zero).clamp(0, 2**self.bits - 1)
-        rounded = ((ints - self.zero) * self.scale).to(x.dtype)
-        left = torch.rand(x.shape, generator=self.generator).to(x.device) < self.keep
-        return torch.where(left, x, rounded)
-
-
-def corrected(unit: Unit, call: Call, steps: int, lr: float, hold: float) -> Call:
-    """The same call with an input moved so that the unit's batch norms read what they counted in training.
-
-    Minimizes the squared distances of their inputs' mean and deviation (for each row, over its places) from the counted
-    ones, plus || X' - X ||^2 / `hold`, by Adam. Without batch norms: the call itself.
-    """
-    norms = [m for m in unit.module.modules() if isinstance(m, NORMS) and m.running_mean is not None]
-    if not norms or not steps:
-        return call
-    args, kwargs = call
-    x = args[0].detach()
-    moved = x.clone().requires_grad_()
-    optimizer = torch.optim.Adam([moved], lr=lr)
-    read: dict[nn.Module, Tensor] = {}
-    hooks = [m.register_forward_pre_hook(lambda m, args: read.update({m: args[0]})) for m in norms]
-    with torch.enable_grad():
-        for _ in range(steps):
-            optimizer.zero_grad()
-            unit.run(((moved, *args[1:]), kwargs))
-            loss = (moved - x).square().sum(1).mean() / hold
-            for m, h in read.items():
-                places = h.flatten(2) if h.dim() > 2 else h.T[None]  # rows without places are looked at together
-                loss = loss + (places.mean(2) - m.running_mean).square().sum(1).mean()
-                spread = (places.var(2) + 1e-6).sqrt()
-                loss = loss + (spread - (m.running_var + 1e-6).sqrt()).square().sum(1).mean()
-            loss.backward()
-            optimizer.step()
-    for hook in hooks:
-        hook.remove()
-    return (moved.detach(), *args[1:]), kwargs
 
 
 @method(
@@ -208,8 +116,7 @@ class PDQuant(Fit):
                 raise Bad(f"{name}={getattr(self, name)} must be above 0")
         if not 0 <= self.keep < 1:
             raise Bad(f"keep={self.keep} is no share: give 0 (everything is rounded) to below 1")
-        limits(self.bits)
-        form = integers(self.bits_weight, False)
+        limits(self.bits), limits(self.bits_weight)
         layers = plain(matrices(model.net, self.targets))
         free(model, layers)
         batches = batches_of(run, model, data, self.rows, self.size, "pd_quant")
@@ -218,68 +125,43 @@ class PDQuant(Fit):
         with torch.no_grad():
             wanted = [before(batch) for batch in batches]
         for unit in walk(model, layers, batches):
-            calls = [
-                corrected(unit, seen(before, unit.path, b), self.correct, self.lr_correct, self.hold) for b in batches
-            ]
+            how = self.correct, self.lr_correct, self.hold
+            calls = [corrected(unit, seen(before, unit.path, batch), *how) for batch in batches]
             with torch.no_grad():
                 unit.goals = [unit.run(call) for call in calls]
-            self._reconstruct(run, model, unit, form, calls, batches, wanted)
+            self._reconstruct(run, model, unit, calls, batches, wanted)
         return model
 
     def _reconstruct(
-        self,
-        run: Run,
-        model: Model,
-        unit: Unit,
-        form: str,
-        calls: list[Call],
-        batches: list[Batch],
-        wanted: list[Tensor],
+        self, run: Run, model: Model, unit: Unit, calls: list[Call], batches: list[Batch], wanted: list[Tensor]
     ) -> None:
         """Fit the rounding of the unit's weights and of what its layers read, and write it in."""
-        generator = run.rng("pd_quant", "keep", unit.path)
-        heard: dict[str, list[Tensor]] = {path: [] for path in unit.layers}
-        listen(unit, lambda path, layer, x: heard[path].append(x.float()))
+        generator, form = run.rng("pd_quant", "keep", unit.path), integers(self.bits_weight, False)
+        reads = {path: Partly(x, self.bits, self.keep, generator) for path, x in inputs(unit).items()}
         for path, layer in unit.layers.items():
-            read_rounded(layer, Step(torch.cat(heard.pop(path)), self.bits, self.keep, generator))
-            grid = tight(weight_of(layer), form, self.per)
-            parametrize.register_parametrization(layer, "weight", Rounding(layer, grid))
-        rounds = {path: layer.parametrizations.weight[0] for path, layer in unit.layers.items()}
+            read_rounded(layer, reads[path])
+        rounds = put_on(unit.layers, lambda path, layer: Raised(layer, tight(weight_of(layer), form, self.per)))
         weights = torch.optim.Adam([r.up for r in rounds.values()], lr=self.lr)
-        scales = torch.optim.Adam([layer.reads.scale for layer in unit.layers.values()], lr=self.lr_scales)
+        scales = torch.optim.Adam([r.scale for r in reads.values()], lr=self.lr_scales)
         fall = torch.optim.lr_scheduler.CosineAnnealingLR(scales, self.steps)
-        order = run.numpy("pd_quant", unit.path).integers(len(batches), size=self.steps)
-        for step, at in enumerate(order.tolist()):
-            with torch.enable_grad():
-                weights.zero_grad()
-                scales.zero_grad()
-                loss = kl(model(batches[at]), wanted[at], self.temperature)
-                loss = _real(loss, unit.real[at]).mean() / self.lam + self._gap(unit, calls[at], at, generator)
-                if step >= 0.2 * self.steps:
-                    b = 2 + 18 * (1 - (step / self.steps - 0.2) / 0.8)
-                    loss = loss + self.press * sum((1 - (2 * r.h() - 1).abs() ** b).sum() for r in rounds.values())
-                loss.backward()
-            weights.step()
-            scales.step()
-            fall.step()
-            for layer in unit.layers.values():
-                layer.reads.scale.data.clamp_(min=1e-8)
+
+        def loss(step: int, at: int) -> Tensor:
+            told = unpadded(kl(model(batches[at]), wanted[at], self.temperature), unit.real[at]).mean()
+            (x, *others), kwargs = unit.calls[at]
+            kept = torch.rand(x.shape, generator=generator).to(x.device) < self.keep
+            gap = (unit.run(((torch.where(kept, calls[at][0][0], x), *others), kwargs)) - unit.goals[at]).square()
+            total = told / self.lam + unpadded(gap.sum(1) if gap.dim() == 4 else gap.sum(-1), unit.real[at]).mean()
+            if step >= 0.2 * self.steps:
+                b = 2 + 18 * (1 - (step / self.steps - 0.2) / 0.8)
+                total = total + self.press * sum((1 - (2 * r.h() - 1).abs() ** b).sum() for r in rounds.values())
+            return total
+
+        def hold(step: int) -> None:
+            for one in reads.values():
+                one.scale.data.clamp_(min=1e-8)
+
+        reconstruct(run, "pd_quant", unit, self.steps, [weights, scales], [fall], loss, hold)
+        take_off(unit.layers)
         for path, layer in unit.layers.items():
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-            layer.weight.requires_grad_(False)
-            matrix = weight_of(layer)
-            settle(model, path, layer, rounds[path].hard(matrix.shape), rounds[path].grid)
-            learned = layer.reads
-            read_rounded(layer, Rounder(f"uint{self.bits}", "tensor", learned.scale.detach(), learned.zero))
-
-    def _gap(self, unit: Unit, call: Call, at: int, generator: torch.Generator) -> Tensor:
-        """Squared distance of what the unit gives from its goal, summed over channels, a part of its input untouched."""
-        (x, *others), kwargs = unit.calls[at]
-        kept = torch.rand(x.shape, generator=generator).to(x.device) < self.keep
-        gap = (first(unit.run(((torch.where(kept, call[0][0], x), *others), kwargs))) - unit.goals[at]).square()
-        return _real(gap.sum(1) if gap.dim() == 4 else gap.sum(-1), unit.real[at]).mean()
-
-
-def _real(values: Tensor, real: Tensor | None) -> Tensor:
-    """Values (B,T) of the tokens that are no padding; others as they are."""
-    return values[real] if real is not None and values.shape == real.shape else values
+            settle(model, path, layer, rounds[path].hard(weight_of(layer).shape), rounds[path].grid)
+            read_rounded(layer, Rounder(f"uint{self.bits}", "tensor", reads[path].scale.detach(), reads[path].zero))

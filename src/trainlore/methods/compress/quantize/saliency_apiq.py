@@ -5,56 +5,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from trainlore.errors import Bad
-from trainlore.nouns import Batch, Data, Model
-from trainlore.primitives.calibrating import Unit, batches_of, walk
+from trainlore.nouns import Data, Model
+from trainlore.primitives.calibrating import Unit, batches_of, unpadded, walk
+from trainlore.primitives.fisher import saliency
 from trainlore.primitives.grids import Grid, free, settle
-from trainlore.primitives.losses import per_row, rowwise
 from trainlore.primitives.masks import plain, weight_of
-from trainlore.primitives.numbers import lanes, limits, straight, unlanes
+from trainlore.primitives.numbers import lanes, limits
+from trainlore.primitives.ranges import clip_rounded, clipping
 from trainlore.primitives.reparam import freeze, layers, put_beside, reshaped, turned
+from trainlore.primitives.rounding import descend, put_on
 from trainlore.runs import Run
 from trainlore.verbs import Fit, method
-
-
-def clipping(weight: Tensor, low: Tensor, high: Tensor, bits: int, per: str | int) -> tuple[Tensor, Tensor]:
-    """Scale and zero point (lanes, 1) of the range from sigmoid(low) min w to sigmoid(high) max w, which holds 0."""
-    limits(bits, False)
-    rows = lanes(weight.float(), per)
-    least = low.sigmoid() * rows.amin(1, keepdim=True).clamp(max=0)
-    most = high.sigmoid() * rows.amax(1, keepdim=True).clamp(min=0)
-    scale = ((most - least) / (2**bits - 1)).clamp(min=1e-5)
-    return scale, (-least / scale).round().clamp(0, 2**bits - 1)
-
-
-def rounded(weight: Tensor, scale: Tensor, zero: Tensor, bits: int, per: str | int) -> Tensor:
-    """W (out, in) on the grid, straight through the rounding to W and to the scale."""
-    rows = lanes(weight.float(), per) / scale
-    ints = straight(rows)
-    return unlanes(((ints + zero).clamp(0, 2**bits - 1) - zero) * scale, weight.shape, per)
-
-
-def saliency(model: Model, chosen: dict[str, nn.Module], batches: list[Batch]) -> dict[str, Tensor]:
-    """Mean square of each weight's gradient (out, in) over the batches, one row each, by path."""
-    weights = {path: layer.weight for path, layer in chosen.items()}
-    was = {name: p.requires_grad for name, p in model.net.named_parameters()}
-    training = model.net.training
-    model.net.eval().requires_grad_(False)
-    total = {path: torch.zeros_like(w, dtype=torch.float32) for path, w in weights.items()}
-    try:
-        for w in weights.values():
-            w.requires_grad_(True)
-        for batch in batches:
-            if "labels" not in batch:
-                raise Bad("data has no labels, and saliency needs the loss of its rows: give some, or saliency=0")
-            with torch.enable_grad():
-                loss = per_row(rowwise(model.kind, batch, model(batch)), batch, model.kind).mean()
-            for path, slope in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
-                total[path] += slope.float().square()
-    finally:
-        for name, p in model.net.named_parameters():
-            p.requires_grad_(was[name])
-        model.net.train(training)
-    return {path: (t.T if turned(chosen[path]) else t) / len(batches) for path, t in total.items()}
 
 
 class Clipped(nn.Module):
@@ -74,7 +35,7 @@ class Clipped(nn.Module):
 
     def quantized(self, weight: Tensor) -> Tensor:
         """W_q (out, in), float32."""
-        return rounded(weight, *clipping(weight, self.low, self.high, self.bits, self.per), self.bits, self.per)
+        return clip_rounded(weight, self.low, self.high, self.bits, self.per)
 
     def forward(self, weight: Tensor) -> Tensor:
         out = self.quantized(weight.T if self.turned else weight) + self.up @ self.down
@@ -156,10 +117,9 @@ class SaliencyApiQ(Fit):
     tiny = {"world": "text", "bits": 2, "per": 16, "rank": 4, "rows": 16, "epochs": 2}
 
     def __call__(self, run: Run, model: Model, data: Data) -> Model:
-        if self.rank < 1 or self.epochs < 1:
-            raise Bad(f"rank={self.rank} and epochs={self.epochs} must be at least 1")
-        if self.saliency < 0:
-            raise Bad(f"saliency={self.saliency} must be at least 0 (0 is ApiQ)")
+        if self.rank < 1 or self.epochs < 1 or self.saliency < 0:
+            held = f"rank={self.rank}, epochs={self.epochs}, saliency={self.saliency}"
+            raise Bad(f"{held}: give at least 1, 1 and 0 (saliency=0 is ApiQ)")
         limits(self.bits, False)
         chosen = plain(layers(model, self.targets))
         free(model, chosen)
@@ -176,29 +136,23 @@ class SaliencyApiQ(Fit):
         with torch.no_grad():
             near = [unit(at).detach() for at in range(len(unit.calls))]  # the untouched block on what it reads now
         weights = {path: weight_of(layer).float().clone() for path, layer in unit.layers.items()}
-        made = {
-            path: Clipped(layer, self.bits, self.per, self.rank, run.rng("saliency_apiq", path))
-            for path, layer in unit.layers.items()
-        }
-        for path, layer in unit.layers.items():
-            parametrize.register_parametrization(layer, "weight", made[path])
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for m in made.values() for p in (m.low, m.high)], "lr": self.lr_range},
-                {"params": [p for m in made.values() for p in (m.up, m.down)], "lr": self.lr},
-            ],
-            weight_decay=self.decay,
-        )
-        with torch.enable_grad():
-            for at in [at for _ in range(self.epochs) for at in range(len(unit.calls))]:
-                optimizer.zero_grad()
-                out = unit(at).float()
-                loss = _gap(out, unit.goals[at], unit.real[at]) + _gap(out, near[at], unit.real[at])
-                if felt:
-                    held = ((felt[p] * (m.quantized(weights[p]) - weights[p]).square()).sum() for p, m in made.items())
-                    loss = loss + self.saliency * torch.stack(list(held)).sum()
-                loss.backward()
-                optimizer.step()
+        draw = {path: run.rng("saliency_apiq", path) for path in unit.layers}
+        made = put_on(unit.layers, lambda p, layer: Clipped(layer, self.bits, self.per, self.rank, draw[p]))
+        groups = [
+            {"params": [p for m in made.values() for p in (m.low, m.high)], "lr": self.lr_range},
+            {"params": [p for m in made.values() for p in (m.up, m.down)], "lr": self.lr},
+        ]
+
+        def loss(step: int, at: int) -> Tensor:
+            out = unit(at).float()
+            apart = [unpadded((out - goal[at].float()).square(), unit.real[at]).mean() for goal in (unit.goals, near)]
+            if not felt:
+                return apart[0] + apart[1]
+            held = [(felt[p] * (m.quantized(weights[p]) - weights[p]).square()).sum() for p, m in made.items()]
+            return apart[0] + apart[1] + self.saliency * torch.stack(held).sum()
+
+        order = list(range(len(unit.calls))) * self.epochs
+        descend(order, loss, [torch.optim.AdamW(groups, weight_decay=self.decay)])
         for m in made.values():
             m.requires_grad_(False)
 
@@ -214,9 +168,3 @@ class SaliencyApiQ(Fit):
             grid = Grid(f"uint{self.bits}", self.per, scale, zero.int())
             settle(model, path, layer, grid.round(weight), grid)
             put_beside(model.net, path, made.up, made.down)
-
-
-def _gap(out: Tensor, goal: Tensor, real: Tensor | None) -> Tensor:
-    """Mean squared distance (scalar), padding left out."""
-    gap = (out - goal.float()).square()
-    return gap[real].mean() if real is not None and real.shape == gap.shape[:2] else gap.mean()

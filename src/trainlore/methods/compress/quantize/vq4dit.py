@@ -2,63 +2,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.primitives.calibrating import Unit, batches_of, walk
-from trainlore.primitives.grids import Codebook, free, settle, vectors
-from trainlore.primitives.kmeans import k_means
+from trainlore.primitives.codewords import Mixture, clusters, openness
+from trainlore.primitives.grids import Codebook, free, settle
 from trainlore.primitives.masks import matrices, plain, share, weight_of
-from trainlore.primitives.reparam import turned
+from trainlore.primitives.rounding import put_on, reconstruct, take_off
 from trainlore.runs import Run
 from trainlore.verbs import Fit, method
-
-FIXED = 1e4  # the logit of a choice that is made: the others' shares are exactly 0, and so are their gradients
-DONE = 0.99  # share of made choices beyond which a layer makes the rest
-
-
-def candidates(rows: Tensor, book: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The n nearest of the codewords (k, d) to each row (N, d), and the logits they start with: int64, float32 (N, n).
-
-    A candidate's logit is log(distance of the farthest candidate / its own): shares go as 1 / distance.
-    """
-    far, near = torch.cdist(rows, book).topk(min(n, len(book)), dim=1, largest=False)
-    return near, ((far[:, -1:] + 1e-5) / (far + 1e-5)).log()
-
-
-def openness(shares: Tensor) -> Tensor:
-    """n * mean p (1 - p) over the rows (N, n) whose choice is not made yet; 0 where all are: scalar."""
-    spread = (shares * (1 - shares)).mean(1)
-    return shares.shape[1] * spread.sum() / (spread > 0).sum().clamp(min=1)
-
-
-class Mixture(nn.Module):
-    """weight -> its runs of d inputs as shares of their candidate codewords, with all that is learned about them."""
-
-    def __init__(self, layer: nn.Module, book: Tensor, d: int, n: int) -> None:
-        super().__init__()
-        self.rows, self.turned = len(weight_of(layer)), turned(layer)
-        near, logits = candidates(vectors(weight_of(layer), d).flatten(0, 1), book, n)
-        self.book, self.logits = nn.Parameter(book), nn.Parameter(logits)
-        self.register_buffer("near", near)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        runs = (self.logits.softmax(1)[:, :, None] * self.book[self.near]).sum(1)
-        matrix = runs.view(self.rows, -1)[:, : (weight.shape[0] if self.turned else weight[0].numel())]
-        return (matrix.T if self.turned else matrix.reshape(weight.shape)).to(weight.dtype)
-
-    @torch.no_grad()
-    def freeze(self, beyond: float) -> None:
-        """Make the choices whose share is beyond a bound; all, where hardly any is left."""
-        shares, best = self.logits.softmax(1).max(1)
-        made = shares > (beyond if (shares > beyond).float().mean() <= DONE else 0.0)
-        self.logits[made] = FIXED * nn.functional.one_hot(best[made], self.logits.shape[1]).float()
-
-    def codes(self) -> Tensor:
-        """The chosen codeword of each run: uint8 (out, runs)."""
-        best = self.logits.argmax(1, keepdim=True)
-        return self.near.gather(1, best).view(self.rows, -1).to(torch.uint8)
 
 
 @method(
@@ -144,11 +97,9 @@ class VQ4DiT(Fit):
     def __call__(self, run: Run, model: Model, data: Data) -> Model:
         if not 2 <= self.codewords <= 256:
             raise Bad(f"codewords={self.codewords} do not fit in a byte: give 2 to 256")
-        for name in ("length", "candidates"):
-            if getattr(self, name) < 1:
-                raise Bad(f"{name}={getattr(self, name)} must be at least 1")
-        if self.steps < 0:
-            raise Bad(f"steps={self.steps} must be at least 0 (0: k-means alone)")
+        if self.length < 1 or self.candidates < 1 or self.steps < 0:
+            given = f"length={self.length}, candidates={self.candidates}, steps={self.steps}"
+            raise Bad(f"{given}: give at least 1, 1 and 0 (steps=0: k-means alone)")
         share("beyond", self.beyond, 0.5), share("until", self.until)
         layers = plain(matrices(model.net, self.targets))
         free(model, layers)
@@ -159,33 +110,33 @@ class VQ4DiT(Fit):
 
     def _reconstruct(self, run: Run, model: Model, unit: Unit) -> None:
         """Cluster the unit's layers, fit tables and choices, and write them in."""
-        mixed = {}
-        for path, layer in unit.layers.items():
-            runs = vectors(weight_of(layer), self.length).flatten(0, 1)
-            if not runs.isfinite().all():
+
+        def made(path: str, layer: nn.Module) -> Mixture:
+            weight, draws = weight_of(layer), run.numpy("vq4dit", "clusters", path)
+            if not weight.isfinite().all():
                 raise Bad(f"the weight of {path} holds infinities or NaN: the model is broken before it is compressed")
-            k = min(self.codewords, 1 << max(0, len(runs).bit_length() - 3))
-            book = k_means(runs.cpu().numpy(), k, run.numpy("vq4dit", "clusters", path))[1]
-            book = torch.from_numpy(book).to(runs.device)
-            mixed[path] = Mixture(layer, book, self.length, self.candidates if self.steps else 1)
-            parametrize.register_parametrization(layer, "weight", mixed[path])
+            book = clusters(weight, self.length, self.codewords, draws)
+            return Mixture(layer, book, self.length, self.candidates if self.steps else 1)
+
+        mixed = put_on(unit.layers, made)
         tables, logits = [m.book for m in mixed.values()], [m.logits for m in mixed.values()]
         groups = [{"params": tables, "lr": self.lr}, {"params": logits, "lr": self.lr_choices}]
-        optimizer = torch.optim.RMSprop(groups, alpha=0.9)
-        order = run.numpy("vq4dit", unit.path).integers(len(unit.calls), size=self.steps)
         lowest = torch.inf
-        for step, at in enumerate(order.tolist()):
-            with torch.enable_grad():
-                optimizer.zero_grad()
-                loss, left = unit.error(at), torch.stack([openness(r.softmax(1)) for r in logits]).mean()
-                now = float(left.detach())
-                (loss + self.press * left if now > lowest else loss).backward()
-                lowest = min(lowest, now)
-            optimizer.step()
+
+        def loss(step: int, at: int) -> Tensor:
+            nonlocal lowest
+            error, left = unit.error(at), torch.stack([openness(r.softmax(1)) for r in logits]).mean()
+            now, before = float(left.detach()), lowest
+            lowest = min(before, now)
+            return error + self.press * left if now > before else error
+
+        def freeze(step: int) -> None:
             for one in mixed.values():
                 one.freeze(self.beyond if step + 1 < self.until * self.steps else 0.0)
+
+        optimizer = torch.optim.RMSprop(groups, alpha=0.9)
+        reconstruct(run, "vq4dit", unit, self.steps, [optimizer], loss=loss, after=freeze)
+        take_off(unit.layers)
         for path, layer in unit.layers.items():
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-            layer.weight.requires_grad_(False)
             grid = Codebook(mixed[path].book.detach(), mixed[path].codes())
             settle(model, path, layer, grid.back(weight_of(layer).shape[1]), grid)

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.primitives.uncertainty import predicted, ready
 from trainlore.runs import Run
@@ -86,8 +85,6 @@ class PCoreSet(Curate):
     def __call__(self, run: Run, data: Data) -> Data:
         model = ready("pcoreset", self.model, self.count, data)
         points = predicted(run, model, data)
-        if bad := int((~points.isfinite().all(1)).sum()):
-            raise Bad(f"the network's shares are not finite for {bad} of {len(points)} rows: has it diverged?")
         if self.labelled is not None and len(self.labelled):
             picked, distance = farthest(points, predicted(run, model, self.labelled), self.count)
         else:

@@ -69,7 +69,5 @@ class Uncertainty(Curate):
         if self.by not in MEASURES:
             raise Bad(f"by={self.by!r} is no measure: give {', '.join(MEASURES)}")
         score = MEASURES[self.by](predicted(run, model, data)).numpy()
-        if bad := int((~np.isfinite(score)).sum()):
-            raise Bad(f"the network's shares are not finite for {bad} of {len(score)} rows: has it diverged?")
         top = np.argsort(-score, kind="stable")[: self.count]
         return data.with_(uncertainty=score).take(np.sort(top))

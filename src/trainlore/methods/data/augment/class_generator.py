@@ -11,6 +11,8 @@ from trainlore.primitives import edits
 from trainlore.runs import Run
 from trainlore.verbs import Curate, Part, method
 
+READ = 64  # letters of a text for each token of the window: what lies beyond them no network here would read
+
 
 def near_the_class(real: Tensor, made: Tensor, quantile: float) -> Tensor:
     """Which made rows are nearer to the centroid of the real ones, by cosine, than that share of the real ones is.
@@ -57,7 +59,8 @@ class ClassGenerator(Curate):
     A model tuned that far copies: what repeats a row word for word is dropped, near copies are not (`near_duplicates`).
     A model that has not learned the language writes noise, and the filter, made with its own embedding, may let it
     pass. Of a class with one row nothing passes. Not reproduced here: a bag of words with 20 rows of two made-up
-    domains was level with and without (n = 10).
+    domains was level with and without (n = 10). Texts of more than 64 letters a
+    token of the window are cut there first.
 
     ## Differs from the paper
     Its texts start with a title or, in short ones, with a token of their own; here always with `opening` words of a
@@ -106,7 +109,8 @@ class ClassGenerator(Curate):
         data.need("text", self.label, who="class_generator")
         if not self.n:
             return data
-        texts = np.array(list(data.text()), dtype=object)
+        window = max(m.window or 1 << 24 for m in (self.model, self.encoder) if m is not None)
+        texts = np.array([t[: READ * window] for t in data.text()], dtype=object)
         _, which = np.unique(np.asarray(data[self.label]).astype(str), return_inverse=True)
         seen, made, origins = set(texts.tolist()), [], []
         for one in range(which.max() + 1):

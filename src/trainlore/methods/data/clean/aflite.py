@@ -112,6 +112,7 @@ class AFLite(Curate):
     least: int | None = None
     """Rows at which to stop; none: `train`."""
 
+    needs_memory = "rows * width * 16"
     null = {"tau": 2.0}
     tiny = {"world": "digits", "models": 4, "train": 200, "slice": 60}
 

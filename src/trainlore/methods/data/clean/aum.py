@@ -99,12 +99,14 @@ class AUM(Curate):
         if self.epochs <= 1:
             raise Bad(f"epochs={self.epochs} must be above 1: the first epoch is not counted")
         labels = data["label"].astype(np.int64)
-        classes = int(labels.max()) + 1
-        wrong = len(data) // (classes + 1)
+        known = int(labels.max()) + 1
+        wrong = len(data) // (known + 1)
         if not wrong:
             raise Bad(
-                f"aum needs more rows than classes + 1 to learn its threshold; there are {len(data)} of {classes} classes"
+                f"aum needs more rows than classes + 1 to learn its threshold; there are {len(data)} of {known} classes"
             )
+        # rows may lack the last of the classes that the model knows: the threshold's comes after all of those
+        classes = max(known, list(self.model.linears(head=True))[-1][1].out_features)
         rows = Data.of(data.arrow())  # rows out of play have no label to be replaced
         shuffled = run.numpy("aum").permutation(len(data))
         total, trainings, bad = np.zeros(len(data)), np.zeros(len(data)), np.zeros(len(data))

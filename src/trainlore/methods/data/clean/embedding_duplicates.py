@@ -108,6 +108,7 @@ class EmbeddingDuplicates(Curate):
     first: Literal["far", "near", "table"] = "far"
     """Which rows of a cluster are taken first, and so stay: far from or near to its centre, or in table order."""
 
+    needs_memory = "rows * width * 20"
     null = {"threshold": 2.0}
     tiny = {"world": "digits", "clusters": 4, "threshold": 0.95}
 

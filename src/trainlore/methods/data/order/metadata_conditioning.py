@@ -105,6 +105,10 @@ class MetadataConditioning(Part):
     def batch(self, loop, s, batch) -> dict:
         if loop.done >= self.share:
             return batch
+        if "attention_mask" not in batch:
+            raise Bad(
+                "metadata_conditioning wants one document a row, and these rows are packed: leave the packing out"
+            )
         code = s["code"][batch["row"]]
         bos = loop.model.tokenizer.bos_token_id
         keep = (batch["input_ids"][:, 0] == bos).long() if bos is not None else torch.zeros_like(batch["row"])

@@ -84,6 +84,7 @@ class CoreSet(Curate):
     task: Data | None = None
     """A few rows of the wanted task: only clusters that hold some of them are drawn from; None: all rows are of the task."""
 
+    needs_memory = "rows * width * 16"
     null = {"keep": 1.0}
     tiny = {"world": "digits", "keep": 0.1}
 

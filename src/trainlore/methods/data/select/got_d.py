@@ -5,6 +5,7 @@ import torch
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.primitives.budget import row_lengths, take_budget
+from trainlore.primitives.greedy import embeddings
 from trainlore.primitives.transport import extended, sinkhorn
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
@@ -94,10 +95,15 @@ class GOTD(Curate):
     def __call__(self, run: Run, data: Data) -> Data:
         data.need(who="got_d")
         self.target.need(who="got_d's target")
+        for rows, who in ((data, "got_d"), (self.target, "got_d's target")):
+            if "input_ids" not in rows.columns and any(c.startswith("chosen") for c in rows.columns):
+                raise Bad(
+                    f"{who} holds pairs of a chosen and a rejected answer: give one text a row, such as the chosen"
+                )
         if not self.epsilon > 0 or self.iterations < 1:
             raise Bad(f"epsilon={self.epsilon}, iterations={self.iterations}: both must be above 0")
         lengths = None if self.tokens is None else row_lengths(data)
-        rows, target = (run.embed(self.encoder, d) for d in (data, self.target))
-        source = rows if self.source is None else run.embed(self.encoder, self.source)
+        rows, target = (embeddings(run, d, self.encoder, "", "got_d") for d in (data, self.target))
+        source = rows if self.source is None else embeddings(run, self.source, self.encoder, "", "got_d")
         score = gains(rows, source, target, self.epsilon, self.iterations).double().numpy()
         return data.with_(got_d=score).take(take_budget(score, self.keep, self.tokens, lengths))

@@ -62,6 +62,7 @@ class Herding(Curate):
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """The embeddings as they are, or scaled to length 1."""
 
+    needs_memory = "rows * width * 16"
     null = {"keep": 1.0}
     tiny = {"world": "digits", "keep": 0.1}
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from trainlore.errors import Bad
 from trainlore.nouns import Batch, Data, Model
 from trainlore.primitives.budget import take_budget
-from trainlore.primitives.gradients import row_norms, slope_spread
+from trainlore.primitives.gradients import row_norms
 from trainlore.primitives.losses import rowwise
+from trainlore.primitives.slopes import slope_spread
 from trainlore.primitives.statistics import standardized, surprise
 from trainlore.runs import Run
 from trainlore.verbs import Curate, Part, method

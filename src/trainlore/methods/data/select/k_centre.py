@@ -60,6 +60,7 @@ class KCentre(Curate):
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """Distance between the embeddings as they are, or scaled to length 1."""
 
+    needs_memory = "rows * width * 8"
     null = {"keep": 1.0}
     tiny = {"world": "digits", "keep": 0.1}
 

@@ -146,4 +146,6 @@ class PreSelect(Curate):
     def _losses(self, run: Run, model: Model, texts: Data) -> np.ndarray:
         """Nats of each whole text, (N,); read with the model's own tokenizer."""
         nats = run.infer(model, texts, lambda batch, out: rowwise(model.kind, batch, out).sum(1), truncate=False)
+        if not nats.isfinite().all():
+            raise Bad(f"models: {model!r} gives losses that are not finite: its weights are broken")
         return nats.double().numpy()

@@ -102,6 +102,11 @@ class RDS(Curate):
     def __call__(self, run: Run, data: Data) -> Data:
         data.need(who="rds")
         self.target.need(*([self.task] if self.task else []), who="rds's target")
+        for rows, who in ((data, "rds"), (self.target, "rds's target")):
+            if "input_ids" not in rows.columns and any(c.startswith("chosen") for c in rows.columns):
+                raise Bad(
+                    f"{who} holds pairs of a chosen and a rejected answer: give one text a row, such as the chosen"
+                )
         if self.encoder.input != "input_ids":
             raise Bad(
                 f"encoder={self.encoder!r} reads {self.encoder.input}: rds pools over tokens, give a language model"

@@ -114,6 +114,7 @@ class SearchAndPrune(Curate):
     identities: float = 1.0
     """Share of the identities found that is kept, above 0 and at most 1."""
 
+    needs_memory = "rows * width * 20"
     null = {"keep": 1.0}
     tiny = {"world": "digits", "target": "$spare", "group": "label", "clusters": 5, "keep": 0.2}
 

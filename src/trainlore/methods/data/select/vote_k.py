@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
+from trainlore.primitives.greedy import embeddings
 from trainlore.primitives.neighbours import nearest
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
@@ -136,6 +136,7 @@ class VoteK(Curate):
     confidence: str | None = None
     """Column with the model's confidence in each row; without it all rows are chosen by votes (fast vote-k)."""
 
+    needs_memory = "rows * (8 * width + 26 * k)"
     null = None  # any number of picks is a choice
     tiny = {"world": "digits", "picks": 20, "k": 10}
 
@@ -144,9 +145,7 @@ class VoteK(Curate):
             raise Bad(f"picks={self.picks}: give 1 to {len(data)}, the number of rows")
         if self.rho <= 1:
             raise Bad(f"rho={self.rho}: give a factor above 1 (the paper's is 10)")
-        points = torch.tensor(data[self.column]) if self.encoder is None else run.embed(self.encoder, data)
-        if points.ndim != 2:
-            raise Bad(f"column={self.column!r} holds no vectors; name a column of embeddings or give an encoder")
+        points = embeddings(run, data, self.encoder, self.column, "vote_k")
         if len(data) == 1:
             return data.with_(vote_k=np.zeros(1, np.int64))
         near = nearest(points, min(self.k, len(data) - 1))[1].cpu().numpy()

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -10,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.primitives import edits
-from trainlore.primitives.losses import token_logprobs
+from trainlore.primitives.prefixes import under_prefixes, written
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
 
@@ -20,17 +18,6 @@ Seen = tuple[Tensor, Tensor, Tensor]
 def confusion(logprobs: Tensor, which: Tensor) -> Tensor:
     """-log of the share that a token's own class has in its likelihood: logprobs (K,B,T), which int64 (B,) -> (B,T)."""
     return logprobs.logsumexp(0) - logprobs[which, torch.arange(len(which))]
-
-
-def under_prefixes(net: nn.Module, prefixes: Tensor, ids: Tensor) -> Tensor:
-    """log p of each token after each class's prefix: prefixes (K,L,D), ids (B,T) -> (K,B,T), the first token too."""
-    (classes, length, _), rows = prefixes.shape, len(ids)
-    said = net.get_input_embeddings()(ids)  # type: ignore[operator]
-    read = torch.cat(
-        [prefixes.to(said.dtype)[:, None].expand(-1, rows, -1, -1), said.expand(classes, -1, -1, -1)], 2
-    ).flatten(0, 1)
-    out = net(inputs_embeds=read, use_cache=False).logits[:, length - 1 : -1]
-    return token_logprobs(out, ids.repeat(classes, 1)).view(classes, *ids.shape)
 
 
 def weighted(net: nn.Module, prefixes: Tensor, seen: Seen, g: nn.Module | None) -> Tensor:
@@ -143,7 +130,10 @@ class FewGen(Curate):
         rows = writer.encode(Data.of(texts), (writer.window or 1 << 30) - self.prefix, truncate=True)
         with run.meter.running():
             prefixes = self._tuned(run, writer, rows, which)
-            made = {t: k for k, one in enumerate(prefixes) for t in self._written(run, writer, one, k) if t.strip()}
+            if not prefixes.isfinite().all():
+                raise Bad(f"lr={self.lr}: the prefixes are not finite; lower it, or look at the model's weights")
+            how = self.n, self.new, self.temperature, self.top_k, "fewgen"
+            made = {t: k for k, p in enumerate(prefixes) for t in written(run, writer, p, *how, k) if t.strip()}
         old = set(texts)
         kept = [t for t in made if t not in old]
         of = [np.flatnonzero(which == k) for k in range(len(names))]
@@ -177,16 +167,3 @@ class FewGen(Curate):
             weighted(net, prefixes, seen, g if self.ahead else None).backward(inputs=[prefixes])
             tune.step()
         return prefixes.detach()
-
-    def _written(self, run: Run, writer: Model, prefix: Tensor, k: int, size: int = 64) -> list[str]:
-        """The texts that go on from this prefix (L,D)."""
-        tok, texts = writer.tokenizer, []
-        how: dict[str, Any] = {"max_new_tokens": self.new, "do_sample": True, "top_k": self.top_k or 0}
-        how |= {"temperature": self.temperature, "pad_token_id": tok.pad_token_id}
-        with torch.no_grad(), run.global_rng("generate", "fewgen", k):
-            for at in range(0, self.n, size):
-                start = prefix.to(writer.net.dtype).expand(min(size, self.n - at), -1, -1)
-                real = torch.ones(start.shape[:2], dtype=torch.long, device=start.device)
-                how |= {"inputs_embeds": start, "attention_mask": real}
-                texts += tok.batch_decode(writer.net.generate(**how), skip_special_tokens=True)  # type: ignore[operator]
-        return texts

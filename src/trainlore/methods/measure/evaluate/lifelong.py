@@ -4,7 +4,6 @@ import numpy as np
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model, Report
-from trainlore.primitives.curves import smooth
 from trainlore.primitives.statistics import outcomes
 from trainlore.runs import Run
 from trainlore.verbs import Measure, method
@@ -33,34 +32,6 @@ def transfer(after, before) -> tuple[np.ndarray, np.ndarray]:
         contrast = (after - old) / (after + old)
     tasks = np.arange(len(after))
     return np.where(tasks > tasks[:, None], contrast, np.nan), np.where(tasks < tasks[:, None], contrast, np.nan)
-
-
-def relative_performance(curve, expert) -> float:
-    """Area under a learning curve (N,) over that of a single-task expert (M,), both cut to the shorter; 1 is on a par."""
-    n = min(len(curve), len(expert))
-    return float(
-        np.nansum(np.asarray(curve, dtype=np.float64)[:n]) / np.nansum(np.asarray(expert, dtype=np.float64)[:n])
-    )
-
-
-def saturation(curve) -> tuple[float, int]:
-    """The highest value of the smoothed curve (N,) and the experiences before it; smoothed over a fifth of it, 100 at most."""
-    curve = np.asarray(curve, dtype=np.float64)
-    window = min(int(0.2 * len(curve)), 100)
-    smoothed = smooth(curve, window if window >= 3 else 1)
-    return float(smoothed.max()), int(smoothed.argmax())
-
-
-def sample_efficiency(curve, expert) -> float:
-    """(saturation / expert's) * (expert's experiences to it / experiences to it), from learning curves (N,) and (M,).
-
-    0 where the curve falls, or saturates below a fifth of the expert's; NaN where either starts at its saturation.
-    """
-    (top, steps), (best, fast) = saturation(curve), saturation(expert)
-    if not steps or not fast:
-        return float("nan")
-    slope = np.polyfit(np.arange(len(curve)), np.asarray(curve, dtype=np.float64), 1)[0]
-    return 0.0 if top < 0.2 * best or slope < 0 else (top / best) * (fast / steps)
 
 
 def _square(after) -> np.ndarray:
@@ -99,8 +70,8 @@ class Lifelong(Measure):
         transfer of i to j           = (R[i, j] - R[i-1, j]) / (R[i, j] + R[i-1, j])      forward j > i, backward j < i
         relative performance of j    = R[j, j] / accuracy of j's single-task expert        where `experts` are given
 
-    For learning curves against an expert's there are `relative_performance` (ratio of areas) and `sample_efficiency` (ratio
-    of saturation times inverse ratio of the experiences it took).
+    For learning curves against an expert's `primitives.curves` has `relative_performance` (ratio of areas) and `sample_efficiency`
+    (ratio of saturation times inverse ratio of the experiences it took).
 
     ## Claim
     A suite of metrics, not a method: in five case studies of lifelong learners it lays open trades between stability and

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model, Report
-from trainlore.primitives.curves import least_squares, smooth
+from trainlore.primitives.curves import curve_of, least_squares, smooth
 from trainlore.runs import Run
 from trainlore.verbs import Measure, Part, method
 
@@ -54,17 +52,6 @@ def fit(losses, s1, s2) -> np.ndarray:
         lambda p: law(p, x, s2 / reach), best, losses, low, high, huber=DELTA, log=True
     )
     return np.array([floor, scale * middle**exponent, exponent, drop / reach if seen else 0.0])
-
-
-def curve_of(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, losses and learning rates (T,) of the model's last fit, the rates as shares of their peak."""
-    curve: dict[str, Any] = model.about.get("curve") or {}
-    if len(curve.get("t", ())) < 16:
-        raise Bad(
-            "the model remembers no training curve of 16 steps or more: measure the model that a fit gave, or set `steps`"
-        )
-    t, loss, rate = (np.asarray(curve[k], dtype=np.float64) for k in ("t", "loss", "rate"))
-    return t.astype(int), loss, rate
 
 
 @method(
@@ -151,10 +138,8 @@ class AnnealingLaw(Measure):
         t, loss, rate = curve_of(model)
         s1, s2 = self._areas(t, rate)
         cut = int(self.share * len(t))
-        used = [self._fitted(t, loss, rate, cut)]
-        if self.guide is not None:
-            used.append(self._fitted(*curve_of(self.guide), None))
-        parts = [np.concatenate(column) for column in zip(*used, strict=True)]
+        curves = [(t, loss, rate, cut), *([] if self.guide is None else [(*curve_of(self.guide), None)])]
+        parts = [np.concatenate(column) for column in zip(*(self._fitted(*one) for one in curves), strict=True)]
         found = fit(*parts)
         curve, smoothed = law(found, s1, s2), smooth(loss, max(1, round(self.window * len(t))))
         miss = np.abs(curve - smoothed)[cut:]
@@ -174,9 +159,7 @@ class AnnealingLaw(Measure):
         s1, s2 = areas(np.interp(np.arange(1, t[-1] + 1), t, rate), self.decay)
         return s1[t - 1], s2[t - 1]
 
-    def _fitted(
-        self, t: np.ndarray, loss: np.ndarray, rate: np.ndarray, cut: int | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _fitted(self, t: np.ndarray, loss: np.ndarray, rate: np.ndarray, cut: int | None) -> tuple[np.ndarray, ...]:
         """Losses and areas of the part of a curve that is fitted."""
         s1, s2 = self._areas(t, rate)
         first = max(round(self.skip * len(t)), int(np.argmax(rate)) if rate[0] < rate.max() else 0)

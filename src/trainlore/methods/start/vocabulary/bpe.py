@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.primitives.reparam import reshaped
+from trainlore.primitives.vocabulary import sides
 from trainlore.runs import Run
 from trainlore.verbs import Shape, method
 
@@ -117,12 +117,6 @@ def renew(net: Any, size: int, pad: int, run: Run) -> None:
             rows.weight[pad] = 0
         if getattr(rows, "bias", None) is not None:
             rows.bias.zero_()
-
-
-def sides(net: Any) -> dict[str, nn.Module]:
-    """The input embedding, and the output layer where its weight is another one."""
-    inside, outside = net.get_input_embeddings(), net.get_output_embeddings()
-    return {"input": inside} | ({} if outside is None or outside.weight is inside.weight else {"output": outside})
 
 
 def name(net: Any, tokenizer: Any) -> None:

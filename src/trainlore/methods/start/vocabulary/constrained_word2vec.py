@@ -1,11 +1,5 @@
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from copy import deepcopy
-from itertools import islice
-from typing import Any
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,10 +8,10 @@ from torch import Tensor, nn
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.primitives.reparam import reshaped
+from trainlore.primitives.skipgrams import sgns, skipgrams
+from trainlore.primitives.vocabulary import encoded, extended, sides
 from trainlore.runs import Run
 from trainlore.verbs import Shape, method
-
-PLANE = 0x10000  # characters from here on stand for tokens while new merges are learned
 
 
 @method(
@@ -107,15 +101,13 @@ class ConstrainedWord2Vec(Shape):
         model.tokenizer = tokenizer
         texts = [np.asarray(ids, np.int32) for ids, _ in encoded(tokenizer, self.corpus.text(self.column))]
         ids, document = np.concatenate(texts), np.repeat(np.arange(len(texts)), [len(text) for text in texts])
-        inside, outside = model.net.get_input_embeddings(), model.net.get_output_embeddings()
-        tied = outside is None or outside.weight is inside.weight
-        old = [rows.weight.detach()[:before].float() for rows in ([inside] if tied else [inside, outside])]
+        old = [rows.weight.detach()[:before].float() for rows in sides(model.net).values()]
         mixed = self._mix(run, old, ids, document, len(tokenizer) - before)
+        held = model.net.get_input_embeddings()
         with run.global_rng("cw2v"):  # resizing draws rows of its own, which are not kept
-            model.net.resize_token_embeddings(max(len(tokenizer), len(inside.weight)), mean_resizing=False)
-        inside, outside = model.net.get_input_embeddings(), model.net.get_output_embeddings()
+            model.net.resize_token_embeddings(max(len(tokenizer), len(held.weight)), mean_resizing=False)
         with torch.no_grad():
-            for rows, made in zip([inside] if tied else [inside, outside], mixed, strict=True):
+            for rows, made in zip(sides(model.net).values(), mixed, strict=True):
                 rows.weight[before : len(tokenizer)] = made.to(rows.weight)
                 if getattr(rows, "bias", None) is not None:  # must not lift a new token above the old ones
                     rows.bias[before : len(tokenizer)] = rows.bias[:before].min()
@@ -124,10 +116,8 @@ class ConstrainedWord2Vec(Shape):
     def _mix(self, run: Run, old: list[Tensor], ids: np.ndarray, document: np.ndarray, new: int) -> list[Tensor]:
         """New rows (new, d) for every side of `old` [(V, d)], learned on the token stream."""
         device, rng = old[0].device, run.numpy("cw2v")
-        sides = nn.ModuleList(Mixture(rows, new, self.factor, run.rng("cw2v", i)) for i, rows in enumerate(old)).to(
-            device
-        )
-        optimizer = torch.optim.Adam(sides.parameters(), lr=self.lr)
+        mixed = [Mixture(rows, new, self.factor, run.rng("cw2v", i)).to(device) for i, rows in enumerate(old)]
+        optimizer = torch.optim.Adam(nn.ModuleList(mixed).parameters(), lr=self.lr)
         counts = np.bincount(ids, minlength=len(old[0]) + new).astype(np.float64)
         noise = np.cumsum(counts**0.75)
         skip = 1 - np.sqrt(self.threshold / np.maximum(counts, 1e-9))[ids]
@@ -140,31 +130,16 @@ class ConstrainedWord2Vec(Shape):
                     continue
                 drawn = np.searchsorted(noise, rng.random((len(center), self.negatives)) * noise[-1], side="right")
                 where = [torch.from_numpy(x).to(device) for x in (ids[center], ids[context], drawn)]
-                loss = sgns(sides[0](where[0]), sides[-1](where[1]), sides[-1](where[2])).mean()
+                loss = sgns(mixed[0](where[0]), mixed[-1](where[1]), mixed[-1](where[2])).mean()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-        return [side.rows() for side in sides]
+        return [side.rows() for side in mixed]
 
 
 def hull(logits: Tensor, rows: Tensor) -> Tensor:
     """Convex combinations (n, d) of rows (V, d), with weights softmax(logits (n, V))."""
     return logits.softmax(-1) @ rows
-
-
-def sgns(center: Tensor, context: Tensor, negatives: Tensor) -> Tensor:
-    """Skip-gram losses (B,) with negative sampling, of vectors center (B, d), context (B, d) and negatives (B, K, d)."""
-    good = F.logsigmoid((center * context).sum(-1))
-    return -good - F.logsigmoid(-torch.einsum("bd,bkd->bk", center, negatives)).sum(-1)
-
-
-def skipgrams(document: np.ndarray, centers: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (P,) of centers and of their contexts: up to `window` places away in the same document (N,) int."""
-    steps = np.concatenate([np.arange(-window, 0), np.arange(1, window + 1)])
-    place = centers[:, None] + steps
-    inside = (place >= 0) & (place < len(document))
-    inside &= document[place.clip(0, len(document) - 1)] == document[centers][:, None]
-    return np.repeat(centers, inside.sum(1)), place[inside]
 
 
 class Mixture(nn.Module):
@@ -188,57 +163,3 @@ class Mixture(nn.Module):
         new, place = torch.unique((ids - known).clamp(min=-1), return_inverse=True)  # -1 is any old token
         made = F.embedding(place, self.rows(new.clamp(min=0)))
         return torch.where((ids < known)[..., None], self.old[ids.clamp(max=known - 1)], made)
-
-
-def extended(tokenizer: Any, texts: Iterable[str], new: int) -> Any:
-    """A copy of a BPE tokenizer with at most `new` more tokens, by going on to merge its own tokens on the texts."""
-    from tokenizers import Tokenizer
-
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    vocab, merges = state["model"].get("vocab"), state["model"].get("merges")
-    if state["model"]["type"] != "BPE":
-        raise Bad(f"only a BPE tokenizer can be extended, not {state['model']['type']}")
-    learned = learn_merges(tokenizer, texts, new)
-    following = len(tokenizer)
-    for left, right in learned:
-        if left + right not in vocab:
-            vocab[left + right], following = following, following + 1
-        merges.append([left, right])
-    made = deepcopy(tokenizer)
-    made._tokenizer = Tokenizer.from_str(json.dumps(state))
-    return made
-
-
-def encoded(tokenizer: Any, texts: Iterable[str], size: int = 1024) -> Iterator[tuple[list[int], list[int | None]]]:
-    """Of every text the token ids and the number of the word each is in, a bounded number of texts at a time."""
-    texts = iter(texts)
-    while some := list(islice(texts, size)):
-        made = tokenizer(some, add_special_tokens=False)
-        for i, ids in enumerate(made["input_ids"]):
-            yield ids, made.word_ids(i)
-
-
-def learn_merges(tokenizer: Any, texts: Iterable[str], new: int) -> list[tuple[str, str]]:
-    """Up to `new` further merges, each of two tokens' texts, most frequent first.
-
-    Every word goes to the trainer as one character a token, so that it merges tokens and not letters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    special, lines = set(tokenizer.all_special_ids), []
-    for ids, words in encoded(tokenizer, texts):
-        line, last = [], None
-        for word, token in zip(words, ids, strict=True):
-            if word != last or token in special:
-                line.append(" ")
-            line.append(" " if token in special else chr(PLANE + token))
-            last = word
-        lines.append("".join(line))
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    size = len(set().union(*lines) - {" "}) + new
-    trained.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False))
-
-    def spelled(piece: str) -> str:
-        return "".join(tokenizer.convert_ids_to_tokens(ord(c) - PLANE) for c in piece)
-
-    return [(spelled(a), spelled(b)) for a, b in json.loads(trained.to_str())["model"]["merges"]]

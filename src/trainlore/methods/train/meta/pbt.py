@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,10 +7,9 @@ import numpy as np
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
+from trainlore.primitives.trials import scored, tuned
 from trainlore.runs import Run
 from trainlore.verbs import Fit, Measure, Part, method
-
-ENGINE = ("lr", "weight_decay")  # tunable without a part
 
 
 def truncate(scores: Sequence[float] | np.ndarray, share: float, generator: Any) -> np.ndarray:
@@ -140,27 +138,21 @@ class PBT(Fit):
     }
 
     def __call__(self, run: Run, model: Model, data: Data) -> Model:
-        ranges = dict(self.tune) if self.tune else {"lr": (self.lr / 10, self.lr * 10)}
-        parts = {type(p).card["name"]: p for p in self.inner}
-        for name, (low, high) in ranges.items():
-            part, _, field = name.partition(".")
-            if name not in ENGINE and not (
-                part in parts and field in {f.name for f in dataclasses.fields(parts[part])}
-            ):
-                raise Bad(f"tune: {name} is neither lr nor weight_decay nor a field of a part in `inner`")
-            if not 0 < low <= high:
-                raise Bad(f"tune: the range of {name} must be 0 < low <= high, not {low} to {high}")
+        ranges = tuned(self.tune, self.lr, self.inner)
         if self.people < 2 or not 0 < self.share <= 0.5 or self.rounds < 1 or not 0 <= self.resample <= 1:
             raise Bad("give people >= 2, 0 < share <= 0.5, rounds >= 1 and resample in [0, 1]")
         if not len(self.held_out) or not len(data):
             raise Bad("`held_out` and the data need at least one row each")
         crowd = [model.copy() for _ in range(self.people)]
-        lives: list[list[dict[str, float]]] = []  # what each member's weights have lived through
-        for i in range(self.people):
-            generator = run.numpy("pbt", "born", i)
-            lives.append([{name: drawn(*ranges[name], generator) for name in sorted(ranges)}])
+        born = [run.numpy("pbt", "born", i) for i in range(self.people)]
+        lives = [[{name: drawn(*ranges[name], generator) for name in sorted(ranges)}] for generator in born]
+        asked = self.inner, self.judge, self.held_out
+        how = {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr}
         for turn in range(self.rounds):
-            scores = [self._trained(run, one, data, lives[i][-1], turn, i) for i, one in enumerate(crowd)]
+            scores = [
+                scored(run, one, data, lives[i][-1], *asked, "pbt", "order", turn, i, **how)
+                for i, one in enumerate(crowd)
+            ]
             if turn == self.rounds - 1:
                 break
             parents = truncate(scores, self.share, run.numpy("pbt", "exploit", turn))
@@ -176,25 +168,3 @@ class PBT(Fit):
         winner = crowd[best]
         winner.about["pbt"] = {"score": scores[best], "schedule": lives[best], "steps": self.steps}
         return winner
-
-    def _trained(self, run: Run, one: Model, data: Data, values: dict[str, float], turn: int, i: int) -> float:
-        """One round of one member, in place: its score, higher is better, NaN if it diverged."""
-        inner = []
-        for p in self.inner:
-            mine = {
-                k.partition(".")[2]: v
-                for k, v in values.items()
-                if k.partition(".")[0] == type(p).card["name"] and "." in k
-            }
-            inner.append(dataclasses.replace(p, **mine))  # type: ignore[type-var]
-        engine: dict[str, Any] = {"lr": self.lr, **{k: v for k, v in values.items() if k in ENGINE}}
-        # every fit of a run draws the same positions: a new order of the rows each round makes them other rows
-        order = run.numpy("pbt", "order", turn, i).permutation(len(data))
-        try:
-            run.fit(one, data.take(order), *inner, steps=self.steps, batch_size=self.batch_size, **engine)
-        except Bad as gone:
-            if type(gone).__name__ != "Diverged":
-                raise
-            return float("nan")
-        measured = run.step(self.judge, one, self.held_out).measured[0]
-        return -measured.value if measured.better == "lower" else measured.value

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from trainlore.errors import Bad
-from trainlore.primitives.denoising import joined, replace_runs, span_counts, span_mask, tail_mask
+from trainlore.primitives.denoising import MODES, denoised, fitting, joined, span_counts
 from trainlore.verbs import Part, method
-
-MODES = ("R", "S", "X")
 
 
 def denoiser(text: str) -> tuple[int, float, float]:
@@ -22,41 +19,6 @@ def denoiser(text: str) -> tuple[int, float, float]:
             f'denoisers are "R span share", "X span share" or "S share", span from 1 and share between 0 and 1; not {text!r}'
         ) from None
     return MODES.index(mode), span, rate
-
-
-def fitting(width: int, span: float, rate: float) -> int:
-    """The most tokens of a row that, with its mode token and two sentinels a span (none if endless), take at most `width` places."""
-    lengths = torch.arange(width + 1)
-    _, spans = span_counts(lengths, torch.tensor(rate), torch.tensor(span))
-    taken = lengths + 1 + (2 * spans if span < float("inf") else 0)
-    return int((taken <= width).nonzero().max()) if width else 0
-
-
-def denoised(
-    ids: Tensor,
-    lengths: Tensor,
-    which: Tensor,
-    span: Tensor,
-    rate: Tensor,
-    specials: Tensor,
-    generator: torch.Generator,
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Inputs and targets of rows, each under its own denoiser, both as (ids padded with 0, lengths (B,)).
-
-    ids (B,T), lengths (B,), which (B,) of R, S, X, span and rate (B,), specials: token ids of R, S, X and the sentinels.
-    """
-    modes, sentinels = specials[:3], specials[3:]
-    sequential = which == MODES.index("S")
-    width = ids.shape[1]
-    hide = torch.where(
-        sequential[:, None],
-        tail_mask(lengths, rate, width, generator),
-        span_mask(lengths, rate, span, width, generator),
-    )
-    kept = replace_runs(ids, hide, lengths, sentinels, ~sequential)
-    asked = replace_runs(ids, ~hide, lengths, sentinels, ~sequential)
-    one = torch.ones_like(lengths)
-    return (joined([(modes[which][:, None], one), kept], 0), kept[1] + 1), asked
 
 
 @method(
@@ -165,6 +127,8 @@ class UL2(Part):
     def batch(self, loop, s, batch):
         if not self.denoisers:
             return batch
+        if "attention_mask" not in batch:
+            raise Bad("ul2 wants one document a row, and these rows are packed: leave the packing out")
         rng, n = loop.rng("ul2", loop.t), len(batch["row"])
         ids, width, lengths = batch["input_ids"], batch["input_ids"].shape[1], batch["attention_mask"].sum(1)
         odds = torch.tensor(self.weights or [1.0] * len(self.denoisers))

@@ -9,6 +9,7 @@ from torch import Tensor
 from trainlore.errors import Bad
 from trainlore.nouns import Batch, Data, Model
 from trainlore.primitives import noise
+from trainlore.primitives.beside import carried, fetched, readable, unpacked
 from trainlore.verbs import Part, method
 
 SCHEDULES = ("none", "linear", "log", "exp")
@@ -118,7 +119,7 @@ class UDA(Part):
         self.unlabelled.need(who="uda's `unlabelled`")
         if self.noise != "tfidf":
             return {}
-        idf, odds = noise.tfidf(*_readable(loop.model, self.unlabelled).lists("input_ids"), _vocabulary(loop.model))
+        idf, odds = noise.tfidf(*readable(loop.model, self.unlabelled).lists("input_ids"), _vocabulary(loop.model))
         return {"idf": torch.from_numpy(idf).float(), "odds": torch.from_numpy(odds)}
 
     def batch(self, loop: Any, s: dict[str, Any], batch: Batch) -> Batch:
@@ -126,12 +127,11 @@ class UDA(Part):
         if not self.weight:
             return batch
         n, rng = len(batch["row"]), loop.rng("uda", loop.t)
-        rows = torch.randint(len(self.unlabelled), (n * self.ratio,), generator=rng).numpy()
-        plain = _readable(loop.model, self.unlabelled.take(rows)).batch(range(len(rows)), loop.model)
+        plain = fetched(loop.model, self.unlabelled, n * self.ratio, rng)
         views = {"plain": plain, "noised": self._noised(loop, s, plain, rng)}
-        names = (loop.model.input, "attention_mask")
-        more = {f"uda_{v}_{k}": b[k].unflatten(0, (n, self.ratio)) for v, b in views.items() for k in names if k in b}
-        return {**batch, **more}
+        for view, rows in views.items():
+            batch = {**batch, **carried(f"uda_{view}", rows, n, (loop.model.input, "attention_mask"))}
+        return batch
 
     def loss(self, loop: Any, s: dict[str, Any], batch: Batch, out: Tensor, inner: Any) -> Tensor:
         losses = inner(batch, out)
@@ -141,13 +141,9 @@ class UDA(Part):
             losses = losses * kept * (len(kept) / kept.sum().clamp(min=1))
         if not self.weight:
             return losses
-        views = [
-            {k.removeprefix(f"uda_{v}_"): x.flatten(0, 1) for k, x in batch.items() if k.startswith(f"uda_{v}_")}
-            for v in ("plain", "noised")
-        ]
         with torch.no_grad():
-            plain = loop.model(views[0])
-        apart = consistency(plain, loop.model(views[1]), self.sure, self.temperature)
+            plain = loop.model(unpacked("uda_plain", batch))
+        apart = consistency(plain, loop.model(unpacked("uda_noised", batch)), self.sure, self.temperature)
         return losses + self.weight * apart.unflatten(0, (-1, self.ratio)).mean(1)
 
     def _noised(self, loop: Any, s: dict[str, Any], plain: Batch, rng: torch.Generator) -> Batch:
@@ -162,11 +158,6 @@ class UDA(Part):
         else:
             ids = noise.tfidf_replace(x, mask, s["idf"], s["odds"], self.amount, rng)
         return {"input_ids": ids, "attention_mask": mask}
-
-
-def _readable(model: Model, rows: Data) -> Data:
-    """The rows as the model reads them."""
-    return model.encode(rows, truncate=True) if model.input == "input_ids" and "input_ids" not in rows.columns else rows
 
 
 def _vocabulary(model: Model) -> int:

@@ -1,4 +1,4 @@
-"""`trainlore race`: the question on the command line. Loads torch only when a race is run."""
+"""Racing methods on one's own data: `race`. Loads torch only when a race is run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from trainlore import console
+from trainlore.cli.options import Quiet
+from trainlore.cli.shipped import standing
+from trainlore.console import esc, say
 from trainlore.errors import Bad
 
 
@@ -57,13 +61,13 @@ def race(
     publish: Annotated[bool, typer.Option("--publish", help="Append the result to results/races/.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Print the race as a file and stop.")] = False,
     force: Annotated[bool, typer.Option(help="Replace the race folder if it exists.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Race methods on your data: equal budgets, several seeds, and an honest verdict ("cannot separate" included).
 
     trainlore race --arms dsir,kmeans_quality --data pool.jsonl --target dev.jsonl --budget 200k-tokens
     """
-    from trainlore.cli import _slug, say
+    from trainlore.folders import slug
     from trainlore.races import entry, published, spec
 
     file = race_file or races
@@ -89,7 +93,7 @@ def race(
     if show:
         sys.stdout.write(made.text)
         return
-    folder = out or Path("runs") / f"race-{_slug(made.spec.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = out or Path("runs") / f"race-{slug(made.spec.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     from trainlore.races.conduct import How
 
     options = How(jobs, on, tune, halving, exploratory, allow_overlap)
@@ -100,12 +104,11 @@ def race(
 
 def run(folder: Path, made: Any, options: Any, yes: bool, quiet: bool, **how: Any) -> dict[str, Any]:
     """Run (or with made None resume) a race with bars and a question, and print its verdict."""
-    from trainlore.cli import esc, say
     from trainlore.progress import bars
     from trainlore.races import conduct
 
     with bars(not quiet and sys.stderr.isatty()) as shown:
-        tell = (lambda text: shown.console.print(text, highlight=False)) if shown else say
+        tell = console.teller(shown)
 
         def ask(text: str) -> bool:
             tell(esc(text))
@@ -133,35 +136,32 @@ def run(folder: Path, made: Any, options: Any, yes: bool, quiet: bool, **how: An
 
 def told(record: dict[str, Any], folder: Path) -> None:
     """The table of a race and its verdict."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from trainlore.cli import esc
-    from trainlore.page import big, number
+    from trainlore.page.pieces import big, number
 
     effects = {e["arm"]: e for e in record["effects"]}
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for name, side in (("arm", "left"), (record["metric"], "right"), ("advantage [95 %]", "right"), ("p", "right"), ("verdict", "left"), ("steps", "right"), ("work", "right"), ("s", "right")):  # fmt: skip
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
     colour = {"better": "green", "worse": "red"}
+    rows = []
     for name, a in record["arms"].items():
         e, scores = effects.get(name), list(a["scores"].values())
         said = "baseline" if name == record["baseline"] else "" if e is None else e["verdict"]
         said = f"dropped at {a['dropped']['rung']:.0%}" if a.get("dropped") else said or ("lost" if a["lost"] else "")
-        table.add_row(
-            esc(name),
-            number(sum(scores) / len(scores)) if scores else "–",
-            f"{e['difference']:+.3g} [{e['interval'][0]:.3g}, {e['interval'][1]:.3g}]" if e else "",
-            number(e["holm"]) if e else "",
-            f"[{colour[said]}]{said}[/]" if said in colour else said,
-            number(a["bill"]["steps"]),
-            big(a["bill"]["work"]),
-            f"{a['bill']['seconds']:.1f}",
+        rows.append(
+            [
+                esc(name),
+                number(sum(scores) / len(scores)) if scores else "–",
+                f"{e['difference']:+.3g} [{e['interval'][0]:.3g}, {e['interval'][1]:.3g}]" if e else "",
+                number(e["holm"]) if e else "",
+                f"[{colour[said]}]{said}[/]" if said in colour else said,
+                number(a["bill"]["steps"]),
+                big(a["bill"]["work"]),
+                f"{a['bill']['seconds']:.1f}",
+            ]
         )
-    console = Console() if sys.stdout.isatty() else Console(width=140)
-    console.print(table)
-    console.print(f"\n[bold]{esc(record['verdict'])}[/bold]", soft_wrap=True, highlight=False)
-    console.print(f"report: [bold]{esc(folder / 'report.html')}[/bold]", highlight=False, soft_wrap=True)
+    titles = ["arm", record["metric"], "advantage [95 %]", "p", "verdict", "steps", "work", "s"]
+    sides = ["left", *["right"] * 3, "left", *["right"] * 3]
+    out = console.table(zip(titles, sides, strict=True), rows, 140)
+    out.print(f"\n[bold]{esc(record['verdict'])}[/bold]", soft_wrap=True, highlight=False)
+    out.print(f"report: [bold]{esc(folder / 'report.html')}[/bold]", highlight=False, soft_wrap=True)
 
 
 def _pair(text: str, option: str) -> tuple[str, Any]:
@@ -182,16 +182,3 @@ def _fields(sets: list[str]) -> dict[str, dict[str, Any]]:
             raise Bad(f"--set {item}: say METHOD.FIELD=VALUE")
         found.setdefault(method, {})[field] = value
     return found
-
-
-def standing(name: str) -> Path:
-    """A race file, or a standing race by its name."""
-    path = Path(name)
-    known = {p.stem: p for p in sorted((Path(__file__).parent / "standing").glob("*.yaml"))}
-    if path.exists() or (path.suffix in (".yaml", ".yml") and path.stem not in known) or path.parent != Path("."):
-        return path
-    if path.stem not in known:
-        from trainlore.registry import near
-
-        raise Bad(f"no race {name!r}" + (near(path.stem, known) or f"; standing races are {', '.join(known)}"))
-    return known[path.stem]

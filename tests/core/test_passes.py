@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from trainlore.nouns import Data, Model
+from trainlore.nouns.hugging import preset
+from trainlore.primitives.losses import per_row, rowwise
+from trainlore.runs import Run, _unmasked, passes
+
+
+def rows(n=11, vocab=50, seed=0):
+    rng = np.random.default_rng(seed)
+    ids = [rng.integers(3, vocab, k).astype(np.int32) for k in rng.integers(2, 30, n)]
+    return Data.of({"input_ids": ids, "labels": ids})
+
+
+def test_rows_of_a_pass_are_bounded_and_go_from_long_to_short():
+    data = rows(40)
+    length = np.diff(data.lists("input_ids")[1])
+    for size, tokens in ((64, 100), (3, None), (64, 8), (64, None)):
+        cuts = passes(data, size, tokens)
+        order = np.concatenate(cuts)
+        assert sorted(order.tolist()) == list(range(40)) and (np.diff(length[order]) <= 0).all()
+        for cut in cuts:
+            wide = data.batch(cut)["input_ids"].shape
+            assert len(cut) <= size and (tokens is None or len(cut) == 1 or wide[0] * wide[1] <= tokens)
+    assert [len(c) for c in passes(Data.of({"features": np.zeros((7, 2))}), 3)] == [3, 3, 1]
+
+
+@pytest.mark.parametrize("size", [64, 4])
+def test_a_causal_network_says_the_same_without_the_mask_of_the_padding(size):
+    model, data = preset("llama-1m", vocab=50, num_hidden_layers=1), rows()
+    alone = [per_row(rowwise("causal", b := data.batch([i]), model(b)), b, "causal") for i in range(len(data))]
+    seen = []
+
+    def loss(batch, out):
+        seen.append(set(batch))
+        return per_row(rowwise("causal", batch, out), batch, "causal")
+
+    assert torch.allclose(Run(0).infer(model, data, loss, size=size), torch.cat(alone).detach(), atol=1e-5)
+    assert all("attention_mask" in keys for keys in seen)  # what is read of an answer may want it
+    assert _unmasked(model, data) and not _unmasked(model, data.with_(attention_mask=data["input_ids"]))
+    both_ways = preset("llama-1m", vocab=50, num_hidden_layers=1, is_causal=False)
+    assert not _unmasked(both_ways, data) and not _unmasked(preset("bert-4m", vocab=50), data)
+
+
+def test_embeddings_are_the_mean_of_the_last_hidden_states_of_every_family_and_paid_for():
+    from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+
+    small = {"num_hidden_layers": 2, "vocab": 50}
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2))
+    t5 = T5ForConditionalGeneration(
+        T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    )
+    data = rows()
+    for model in (
+        preset("llama-1m", **small),
+        preset("bert-4m", **small),
+        preset("bert-4m", labels=3, **small),
+        Model(gpt2, "causal"),
+        Model(t5, "seq2seq"),
+    ):
+        model.net.eval()
+        run = Run(0)
+        got = run.embed(model, data.without("labels") if model.kind == "classifier" else data, size=4)
+        reader = model.net.get_encoder() if model.kind == "seq2seq" else model.net
+        for i in range(len(data)):
+            ids = data.batch([i])["input_ids"][
+                :, : len(data.lists("input_ids")[0][slice(*data.lists("input_ids")[1][i : i + 2])])
+            ]
+            with torch.no_grad():
+                true = reader(input_ids=ids, output_hidden_states=True).hidden_states[-1].mean(1)[0]
+            assert torch.allclose(got[i], true, atol=1e-5), model
+        whole = Run(0)
+        whole.infer(model, data, lambda batch, out: out[:, 0], size=4)
+        assert 0 < run.meter.forward <= whole.meter.forward and run.meter.rows == len(data)
+        again = Run(0)
+        again.embed(model, data, size=4)
+        assert again.meter.forward == run.meter.forward
