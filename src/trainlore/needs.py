@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainlore.errors import Bad
-from trainlore.registry import entry
+from trainlore.registry import entry, index
 from trainlore.units import amount
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def bytes_of(name: str, rows: int, width: int = 0, fields: dict[str, Any] | None
     known |= {k: _number(v) for k, v in (fields or {}).items() if k in known}
     try:
         return int(_worth(ast.parse(str(formula), mode="eval").body, known | {"rows": rows, "width": width}))
+    except ZeroDivisionError:  # a field at 0, of which the method itself will say that it cannot be
+        return None
     except (SyntaxError, TypeError, ArithmeticError, KeyError) as error:
         raise Bad(f"{name}: {KEY} = {formula!r} gives no number ({type(error).__name__}: {error})") from None
 
@@ -103,7 +105,7 @@ def _worth(node: ast.expr, known: dict[str, Any]) -> Any:
 def of_method(method: Any, data: Any) -> Need | None:
     """What this method needs on these rows."""
     card = getattr(type(method), "card", None)
-    if card is None or KEY not in entry(card["name"]):
+    if card is None or KEY not in index().get(card["name"], {}):  # a class made on the spot is in no index
         return None
     name = card["name"]
     fields = {k: getattr(method, k) for k in entry(name)["fields"]}
