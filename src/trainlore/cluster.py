@@ -75,10 +75,8 @@ class Worker:
         import ray
         from torch.utils.hooks import RemovableHandle
 
-        RemovableHandle.next_id += (
-            1 << 32
-        )  # a model's hooks come with the numbers they had: none made here has the same
-
+        # A model's hooks come with the numbers they had: none that is made here may have the same.
+        RemovableHandle.next_id += 1 << 32
         self.what = ray.get(what)
 
     def __call__(self, table: pa.Table) -> pa.Table:
