@@ -124,7 +124,7 @@ MODELS = {"model", "teacher", "prior", "reference", "expert_a", "expert_b", "pro
 def test_the_step_on_every_methods_page_validates(path):
     step = yaml.safe_load(blocks(path, "yaml")[-1])
     given = {name: "llama-1m" if name in MODELS else "world:digits" for name in recipes.refs(step)}
-    recipes.read({"given": given, "steps": step})
+    assert len(recipes.read({"given": given, "steps": step}).steps) == len(step)
 
 
 # ---- tables that repeat what the code says

@@ -471,3 +471,8 @@ def copied(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return type(tree)(copied(v) for v in tree)
     return tree
+
+
+def jsonable(value: Any) -> Any:
+    """What `json` does not know, as it stands in our records: arrays and numbers of numpy as lists and numbers, else text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -61,11 +61,7 @@ class Book:
 
     def write(self) -> None:
         if self.folder is not None:
-            store.write(self.folder / "run.json", json.dumps(self.record, indent=1, default=_jsonable))
-
-
-def _jsonable(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+            store.write(self.folder / "run.json", json.dumps(self.record, indent=1, default=store.jsonable))
 
 
 def environment() -> dict[str, Any]:

@@ -144,11 +144,7 @@ class Conductor:
     def write(self, **more: Any) -> None:
         """race.json as it stands."""
         self.record |= more
-        stores.write(self.folder / "race.json", json.dumps(self.record, indent=1, default=_jsonable))
-
-
-def _jsonable(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+        stores.write(self.folder / "race.json", json.dumps(self.record, indent=1, default=stores.jsonable))
 
 
 def conduct(
