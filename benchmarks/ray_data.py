@@ -162,7 +162,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=1024, help="MiB of text, and of embeddings")
     parser.add_argument("--store", type=int, default=100, help="MiB of the object store")
-    parser.add_argument("--room", type=int, default=256, help="MiB a process may have beside its libraries")
+    parser.add_argument("--room", type=int, default=512, help="MiB a process may have beside its libraries")
     parser.add_argument("--side", choices=("local", "ray"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -10,6 +10,7 @@ import numpy as np
 from trainlore import store
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
+from trainlore.nouns.columns import gathered_table
 from trainlore.registry import near
 from trainlore.runs import Run
 from trainlore.sources import PRESETS, noun_of
@@ -50,7 +51,7 @@ def given(name: str, source: Any, seed: int) -> Noun:
             data = Data(data.table.slice(skip or 0, rows))
         if sample is not None:  # a table of its own, so that what is added later is as long as the sample
             rows_ = np.sort(Run(seed).numpy("given", name).permutation(len(data))[:sample])
-            data = Data(data.table.take(rows_), base_ids=rows_)
+            data = Data(gathered_table(data.table, rows_), base_ids=rows_)
         return Noun(store.hash_of("data", data.fingerprint), lambda: data)
     text = str(what).removeprefix("preset:")
     if text in PRESETS:
@@ -73,7 +74,7 @@ def _shared(name: str, data: Data, share: Any) -> Data:
     rows = np.flatnonzero((place >= low) & (place < high))
     if not len(rows):
         raise Bad(f"given {name}: share {share} leaves nothing of {len(data)} rows")
-    return Data(data.table.take(rows), base_ids=rows)
+    return Data(gathered_table(data.table, rows), base_ids=rows)
 
 
 def _known(name: str, options: dict[str, Any], known: Any, shown: str) -> None:

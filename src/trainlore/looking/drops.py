@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from trainlore.looking.columns import SAID, coded, grouped, numbers, short, texts
 from trainlore.nouns import Data
+from trainlore.nouns.columns import gathered_table
 
 EXAMPLES, PAIRS = 6, 5  # rows shown of each side, and copies beside what they copy
 DOMAINS, REASONS = 10, 12  # told apart; the rest of the domains are others
@@ -104,7 +105,7 @@ def _told(pool: Data, at: np.ndarray, columns: list[str]) -> list[dict[str, Any]
     some, group = pool.take(at), grouped(pool)
     plain = [c for c in columns if c not in SAID and not pa.types.is_nested(pool.table.schema.field(c).type)]
     wanted = [*plain, *([group] if group and group not in plain else [])]
-    rows = some.table.select(wanted).take(pa.array(some.rows)).to_pylist() if wanted else [{}] * len(some)
+    rows = gathered_table(some.table.select(wanted), some.rows).to_pylist() if wanted else [{}] * len(some)
     out = []
     for id, text, row in zip(some.ids.tolist(), texts(pool, at), rows, strict=True):
         said = {

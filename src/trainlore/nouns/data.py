@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainlore.errors import Bad
+from trainlore.nouns.columns import (
+    array_of,
+    column_of,
+    dense,
+    gathered,
+    gathered_table,
+    hash_of,
+    leaf,
+    listed,
+    numeric,
+    one,
+    plain,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -53,7 +66,7 @@ class Data:
         if isinstance(source, pa.RecordBatch):
             source = pa.Table.from_batches([source])
         if isinstance(source, pa.Table):
-            return Data(_plain(source))
+            return Data(plain(source))
         if isinstance(source, str) and source.startswith("world:"):
             from trainlore import worlds
 
@@ -66,23 +79,23 @@ class Data:
         if isinstance(source, Mapping):
             if type(source).__module__.startswith("datasets."):
                 raise Bad(f"this is a DatasetDict; give one of its splits: {', '.join(map(str, source))}")
-            columns = {k: _column(k, v) for k, v in source.items()}
+            columns = {k: column_of(k, v) for k, v in source.items()}
             lengths = {k: len(v) for k, v in columns.items()}
             if len(set(lengths.values())) > 1:
                 raise Bad(f"columns differ in length: {lengths}")
-            return Data(_plain(pa.table(columns)))
+            return Data(plain(pa.table(columns)))
         if type(source).__module__.startswith("datasets."):
             if not hasattr(source, "_indices"):
                 raise Bad(
                     f"{type(source).__name__} has no end: take some rows first, Dataset.from_list(list(it.take(n)))"
                 )
             whole = source.data.table if source._indices is None else source.with_format("arrow")[:]
-            return Data(_plain(whole))
+            return Data(plain(whole))
         if hasattr(source, "columns") and hasattr(source, "to_arrow"):
-            return Data(_plain(source.to_arrow()))
+            return Data(plain(source.to_arrow()))
         if hasattr(source, "columns") and hasattr(source, "to_dict"):
             try:
-                return Data(_plain(pa.Table.from_pandas(source, preserve_index=False)))
+                return Data(plain(pa.Table.from_pandas(source, preserve_index=False)))
             except (pa.ArrowException, TypeError) as error:
                 raise Bad(f"{' '.join(map(str, error.args))}: give the column one type") from None
         if hasattr(source, "tolist"):  # a series or an array of names
@@ -91,7 +104,7 @@ class Data:
             return Data(pa.table({"text": pa.array(source, pa.large_string())}))
         if isinstance(source, Sequence) and source and all(isinstance(s, Mapping) for s in source):
             names = dict.fromkeys(k for s in source for k in s)
-            return Data(_plain(pa.table({k: _column(k, [s.get(k) for s in source]) for k in names})))
+            return Data(plain(pa.table({k: column_of(k, [s.get(k) for s in source]) for k in names})))
         what = (
             f"an empty {type(source).__name__}"
             if isinstance(source, Sequence) and not source
@@ -141,7 +154,7 @@ class Data:
                 )
         if rows is None:
             return whole
-        return whole[rows] if isinstance(whole, np.ndarray) else whole.take(pa.array(rows))
+        return whole[rows] if isinstance(whole, np.ndarray) else gathered(whole, rows)
 
     def _whole(self, name: str) -> Any:
         """The column over all rows of the table: numpy where it can be, Arrow where not. Made once."""
@@ -150,8 +163,8 @@ class Data:
             column = self.table[name]
             kind = column.type
             value: Any = column
-            if pa.types.is_fixed_size_list(kind) or (name in DENSE and _listed(kind)):
-                value = _dense(column)
+            if pa.types.is_fixed_size_list(kind) or (name in DENSE and listed(kind)):
+                value = dense(column)
             elif pa.types.is_floating(kind):
                 value = column.to_numpy()
             elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
@@ -177,7 +190,7 @@ class Data:
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             raise Bad(f"column {name!r} holds {column.type}, not text")
         for at in range(0, len(self), CHUNK):
-            part = column.slice(at, CHUNK) if self.rows is None else column.take(pa.array(self.rows[at : at + CHUNK]))
+            part = column.slice(at, CHUNK) if self.rows is None else gathered(column, self.rows[at : at + CHUNK])
             yield from (s or "" for s in part.to_pylist())
 
     def lists(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +209,7 @@ class Data:
 
     def _ragged(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         if ("ragged", name) not in self._memo:
-            column = _one(self.table[name])
+            column = one(self.table[name])
             if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
                 raise Bad(f"column {name!r} holds {column.type}, not lists")
             length = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
@@ -217,10 +230,10 @@ class Data:
         """What each batch column will hold, in the words that parts' `needs` and `gives` are written in."""
 
         def kind(name: str, t: pa.DataType) -> str:
-            if _listed(t):
-                if name in DENSE or pa.types.is_floating(_leaf(t)):
+            if listed(t):
+                if name in DENSE or pa.types.is_floating(leaf(t)):
                     return "shares" if name == "labels" else "numbers"
-                return "tokens" if _numeric(t) else "text"
+                return "tokens" if numeric(t) else "text"
             if pa.types.is_integer(t) or pa.types.is_boolean(t):
                 return "labels"
             return "numbers" if pa.types.is_floating(t) else "text"
@@ -266,7 +279,7 @@ class Data:
                     **columns
                 )
         for name, value in columns.items():
-            array = _column(name, value)
+            array = column_of(name, value)
             if len(array) != len(self):
                 raise ValueError(f"column {name!r} has {len(array)} values for {len(self)} rows")
             if where is not None:
@@ -285,9 +298,9 @@ class Data:
 
     def new(self, columns: Mapping[str, Any], parents: Any = None) -> Data:
         """New rows made from these. `parents`: the id of each new row's origin (N,), or a list of ids for each."""
-        made = {k: _column(k, v) for k, v in columns.items()}
+        made = {k: column_of(k, v) for k, v in columns.items()}
         if parents is not None:
-            made["parents"] = _arrow(parents)
+            made["parents"] = array_of(parents)
         return Data(pa.table(made), trail=self.trail)
 
     def join(self, other: Data) -> Data:
@@ -313,7 +326,7 @@ class Data:
 
     def arrow(self) -> pa.Table:
         """The rows in play as one Arrow table."""
-        return self.table if self.rows is None else self.table.take(pa.array(self.rows))
+        return self.table if self.rows is None else gathered_table(self.table, self.rows)
 
     def hf(self) -> datasets.Dataset:
         """The rows in play as a `datasets.Dataset`."""
@@ -334,8 +347,8 @@ class Data:
         rows = positions if self.rows is None else self.rows[positions]
         batch: Batch = {"row": torch.from_numpy(positions)}
         for name, t in zip(self.table.column_names, self.table.schema.types, strict=True):
-            ragged = _listed(t) and not isinstance(self._whole(name), np.ndarray)
-            if not _numeric(t) or (ragged and (name == "parents" or _listed(t.value_type))):
+            ragged = listed(t) and not isinstance(self._whole(name), np.ndarray)
+            if not numeric(t) or (ragged and (name == "parents" or listed(t.value_type))):
                 continue
             if ragged:
                 batch[name] = _padded(*self._ragged(name), rows, _pad(name, model))
@@ -358,7 +371,7 @@ class Data:
         """The content hash of every column over the whole table, made once a column."""
         for name in self.columns:
             if ("hash", name) not in self._memo:
-                self._memo["hash", name] = _hash(self.table[name])
+                self._memo["hash", name] = hash_of(self.table[name])
         return {name: self._memo["hash", name] for name in self.columns}
 
     @property
@@ -368,95 +381,6 @@ class Data:
         for array in (self.rows, self.base_ids):
             digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
-
-
-def _listed(t: pa.DataType) -> bool:
-    return pa.types.is_list(t) or pa.types.is_large_list(t) or pa.types.is_fixed_size_list(t)
-
-
-def _leaf(t: pa.DataType) -> pa.DataType:
-    """What the innermost lists hold."""
-    while _listed(t):
-        t = t.value_type
-    return t
-
-
-def _numeric(t: pa.DataType) -> bool:
-    t = _leaf(t)
-    return pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_boolean(t)
-
-
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array."""
-    whole = column.combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):
-        return whole.chunk(0) if whole.num_chunks else pa.array([], column.type)
-    return whole
-
-
-def _dense(column: pa.ChunkedArray) -> np.ndarray | None:
-    """Lists of one length, at every depth, as an array (N, ...); zeros where a row is null. None where lengths differ."""
-    whole = _one(column)
-    array, shape = whole.drop_null() if whole.null_count else whole, []
-    while _listed(array.type):
-        if array.null_count:
-            return None
-        if pa.types.is_fixed_size_list(array.type):
-            shape.append(array.type.list_size)
-        else:
-            lengths = np.unique(pc.list_value_length(array).to_numpy(zero_copy_only=False))
-            if len(lengths) != 1:
-                return None
-            shape.append(int(lengths[0]))
-        array = array.flatten()
-    if array.null_count and not pa.types.is_floating(array.type):
-        return None
-    values = array.to_numpy(zero_copy_only=False).reshape(len(whole) - whole.null_count, *shape)
-    if not whole.null_count:
-        return values
-    out = np.zeros((len(whole), *shape), values.dtype)
-    out[whole.is_valid().to_numpy(zero_copy_only=False)] = values
-    return out
-
-
-def _plain(table: pa.Table) -> pa.Table:
-    """The table with text as text, however it was packed."""
-    if twice := [n for n in table.column_names if table.column_names.count(n) > 1]:
-        raise Bad(f"column {twice[0]!r} is there twice: rename one")
-    for at, f in enumerate(table.schema):
-        kind = f.type.value_type if pa.types.is_dictionary(f.type) else f.type
-        if pa.types.is_string_view(kind):
-            kind = pa.large_string()
-        if kind != f.type:
-            table = table.set_column(at, f.name, table[f.name].cast(kind))
-    return table
-
-
-def _column(name: str, value: Any) -> Any:
-    """See `_arrow`; raises Bad, naming the column, where the values have no common type."""
-    try:
-        if isinstance(value, str) or not isinstance(value, Iterable):
-            raise TypeError(f"a column is a list, not {type(value).__name__}")
-        return _arrow(value)
-    except (pa.ArrowException, TypeError, OverflowError) as error:
-        raise Bad(f"column {name!r}: {error}") from None
-
-
-def _arrow(value: Any) -> Any:
-    """An Arrow array from numpy, torch, Arrow or a list; arrays of more dimensions become lists of one length."""
-    if isinstance(value, pa.Array | pa.ChunkedArray):
-        return value
-    if hasattr(value, "detach"):
-        value = value.detach().cpu().float().numpy() if value.is_floating_point() else value.cpu().numpy()
-    if isinstance(value, np.ndarray):
-        array = pa.array(np.ascontiguousarray(value).reshape(-1))
-        for size in reversed(value.shape[1:]):
-            array = pa.FixedSizeListArray.from_arrays(array, size)
-        return array
-    value = list(value) if isinstance(value, Iterable) else value
-    if value and isinstance(value[0], str):
-        return pa.array(value, pa.large_string())
-    return pa.array(value)
 
 
 def _pad(name: str, model: Model | None) -> int:
@@ -477,12 +401,3 @@ def _padded(values: np.ndarray, offsets: np.ndarray, rows: np.ndarray, pad: int)
     inside = np.arange(width)[None] < length[:, None]
     out[inside] = values[np.repeat(start - (np.cumsum(length) - length), length) + np.arange(length.sum())]
     return torch.from_numpy(out)
-
-
-def _hash(column: pa.ChunkedArray) -> str:
-    """Hash of the values, the same however the column is chunked."""
-    digest = hashlib.blake2b(str(column.type).encode(), digest_size=16)
-    for at in range(0, len(column), 1 << 16):
-        piece = pa.concat_arrays(column.slice(at, 1 << 16).chunks)
-        digest.update(pa.RecordBatch.from_arrays([piece], ["c"]).serialize())
-    return digest.hexdigest()
