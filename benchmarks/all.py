@@ -12,7 +12,8 @@ HERE = Path(__file__).parent
 RUNS = [
     ["loop.py"], ["loop.py", "--precision", "bf16"], ["startup.py"], ["worlds.py"], ["dsir.py"], ["near_duplicates.py"],
     ["facility_location.py"], ["kmeans.py"], ["row_gradients.py"], ["scoring.py"], ["memory.py", "--rows", "60000"],
-    ["planted.py"], ["races.py", "overhead"], ["engine.py", "sampler", "checkpoints"], ["compression.py", "product", "memory", "structured"],
+    ["ray_data.py", "--size", "400", "--room", "320"], ["planted.py"], ["races.py", "overhead"],
+    ["engine.py", "sampler", "checkpoints"], ["compression.py", "product", "memory", "structured"],
 ]  # fmt: skip
 
 

@@ -87,7 +87,7 @@ CASES: dict[str, Case] = {
     "decontaminate": Case("text", lambda d, m: {"tests": (few(d.take(range(0, min(5000, len(d)), 5))),)}),
     "even_pieces": Case("text"),
     "language_filter": Case("text", {}, SLOW),
-    "sentence_pieces": Case("text", {"steps": 20}, SLOWEST),
+    "sentence_pieces": Case("text", {"steps": 20, "threshold": 0.5}, SLOWEST),
     "embedding_duplicates": Case("vectors", {}, SLOW),
     "aflite": Case("vectors", lambda d, m: {"models": 2, "train": 2000, "least": len(d) - 1000}),
     "aum": Case("features", lambda d, m: {"model": m["mlp"], "epochs": 2.0, **FAST}, SLOW),

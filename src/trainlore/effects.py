@@ -12,6 +12,11 @@ EARLY = (0, 1, 2, 3, 5, 10, 20, 50)  # then every hundredth step and the last: w
 BLIND = ("watch", "stop")  # these only look, and so cannot be told from doing nothing
 
 
+def fine(value: Tensor) -> Tensor:
+    """In float64, or in float32 on Apple's devices, which know no other."""
+    return value.float() if value.device.type == "mps" else value.double()
+
+
 class Effects:
     """The largest change each part made in each slot over the steps looked at; 0 means it never did anything.
 
@@ -105,8 +110,8 @@ class Effects:
             elif slot == "penalty":
                 self.note(part, slot, abs(float(value.detach() if isinstance(value, Tensor) else value)))
             elif value is not None:  # odds
-                mean = value.double().mean()
-                self.note(part, slot, float(((value.double() / mean - 1).abs() > 1e-6).double().mean()))
+                mean = fine(value).mean()
+                self.note(part, slot, float(fine((fine(value) / mean - 1).abs() > 1e-6).mean()))
             return value
 
         return plain
@@ -134,15 +139,15 @@ def _change(before: Any, after: Any) -> float:
         pairs = [(a, b) for a, b in zip(before, after, strict=True) if a is not None]
         if any(a.shape != b.shape for a, b in pairs):
             return 1.0
-        moved = sum(float((b.double() - a.double()).square().sum()) for a, b in pairs)
-        size = sum(float(a.double().square().sum()) for a, b in pairs)
+        moved = sum(float((fine(b) - fine(a)).square().sum()) for a, b in pairs)
+        size = sum(float(fine(a).square().sum()) for a, b in pairs)
         return (moved / size) ** 0.5 if size else float(moved > 0)
     if not isinstance(before, Tensor):
         return float(before is not after)
     if before.shape != after.shape or before.dtype != after.dtype:
         return 1.0
     if not before.is_floating_point():
-        return float((before != after).double().mean())
+        return float(fine(before != after).mean())
     return _change([before], [after])
 
 

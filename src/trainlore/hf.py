@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ class Trainer(transformers.Trainer):
         self.noun.tokenizer = self.processing_class
         self.effects: list[dict[str, Any]] = []  # what each part did, after training
         self._live = False
+        self._step_loss = torch.zeros(())
         if self.parts:
             self.args.remove_unused_columns = False
             self.add_callback(_Steps(self))
@@ -112,7 +114,8 @@ class Trainer(transformers.Trainer):
             loss = loss * (_counted(self.noun.kind, batch) / num_items_in_batch)
         extra = self._penalty()
         if isinstance(extra, Tensor):
-            loss = loss + extra / self.args.gradient_accumulation_steps
+            loss = loss + extra / self.current_gradient_accumulation_steps
+        self._step_loss = self._step_loss + loss.detach()
         return (loss, out) if return_outputs else loss
 
     def create_optimizer(self, *args: Any, **more: Any) -> torch.optim.Optimizer:
@@ -128,8 +131,9 @@ class Trainer(transformers.Trainer):
         if extra := [p for m in own for p in m.parameters() if p.requires_grad]:
             self.optimizer.add_param_group({"params": extra})
         if any(fills(p, "update") for p in self.parts):
-            plain = self.optimizer.step
-            self.optimizer.step = fold("update", self._bound, self.loop, plain, self._effects)  # type: ignore[method-assign]
+            update = fold("update", self._bound, self.loop, self.optimizer.step, self._effects)
+            # A bound method, as schedulers wrap it, which takes the closure that nobody gives.
+            self.optimizer.step = MethodType(lambda optimizer, closure=None: update(), self.optimizer)
         return self.optimizer
 
     def train(self, *args: Any, **more: Any) -> Any:
@@ -198,7 +202,7 @@ class Trainer(transformers.Trainer):
         self._stop = folded("stop", lambda: False)
         own = any(fills(p, "readout") for p in self.parts)
         self._readout = folded("readout", self.net.state_dict) if own else lambda: None
-        self._live = True
+        self._live, self._step_loss = True, torch.zeros((), device=self.args.device)
         if self.optimizer is not None:  # a second training: its step is wrapped anew
             self.optimizer = None
 
@@ -261,7 +265,11 @@ class _Steps(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         loop = self.trainer.loop
         loop.t = state.global_step
-        self.trainer._watch({"t": loop.t, "rate": self.factor, "lr": self.rates[0] * self.factor})
+        if any(fills(part, "watch") for part in self.trainer.parts):
+            bill, loss = self.trainer.run.meter, float(self.trainer._step_loss)
+            record = {"t": loop.t, "loss": loss, "rate": self.factor, "lr": self.rates[0] * self.factor}
+            self.trainer._watch({**record, "work": bill.work, "tokens": bill.tokens})
+        self.trainer._step_loss.zero_()
         if self.trainer._stop():
             control.should_training_stop = True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,25 @@ from trainlore import meter
 from trainlore.effects import Effects
 from trainlore.errors import Bad
 from trainlore.feeding import Ahead
+from trainlore.memory import Settings, foreseen, shortage_told
 from trainlore.nouns import Batch, Data, Model
 from trainlore.placement import (
     Scale,
     autocast,
-    available,
     checkpointed,
     choose_device,
     chosen_precision,
     compiled,
-    needed,
     split,
     to,
-    ways_out,
 )
 from trainlore.primitives import losses as L
 from trainlore.primitives.sampling import Sampler
+from trainlore.progress import Curve
 from trainlore.readiness import planned, prepared, sensible, trainable, with_made
 from trainlore.runs import Interrupted, Run
 from trainlore.slots import check, fills, fold
-from trainlore.spikes import Diverged, Guard
+from trainlore.spikes import Guard
 from trainlore.team import Team, together
 
 CURVE = 2000  # points of the curve kept with the model
@@ -108,26 +107,28 @@ def fit(
     data = prepared(model, data, truncate)
     check(parts, with_made(data.kinds))
     trainable(model, data, parts)
-    place = choose_device(device)
+    place = choose_device(device, Team().size)
     kind, team = chosen_precision(precision, place), Team(place)
     together(parts, team)
     shards = ExitStack()
-    if shard and team.size > 1:
+    shares = team.size if shard else 1  # of every weight
+    if shares > 1:
         from trainlore.sharding import fit_for_shards, sharded  # half a second of imports that few need
 
         fit_for_shards(parts)
-    model.net.to(place)
     total, limit = planned(
         data, batch_size, steps=steps, epochs=epochs, tokens=tokens, rows=rows, seconds=seconds, work=work
     )
     loop = Loop(run, model, data, total, batch_size, place)
+    settings = Settings(micro_batch, checkpoint_activations, kind, not all(p.rowwise for p in parts), shares)
     weights_before = {n: p.requires_grad for n, p in model.net.named_parameters()}
-    with run.global_rng("start"):
+    with run.global_rng("start"), shortage_told(loop, settings):
+        model.net.to(place)
         for part in parts:  # all structure first, so that whatever is remembered next is of the final shape
             if fills(part, "attach"):
                 part.attach(loop)
         model.net.to(place)
-        if shard and team.size > 1:
+        if shares > 1:
             shards.enter_context(sharded(model, team))
         meter.watch(model.net)
         bound = [(part, part.start(loop)) for part in parts]
@@ -155,14 +156,16 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         batch, loss = loop.batch, 0.0
         pieces = split(team.share(batch), micro_batch)
-        if len(pieces) > 1 and not all(p.rowwise for p in parts):
+        if len(pieces) > 1 and settings.whole:
             raise Bad("a part has one loss for the whole batch, which cannot be split: leave micro_batch out")
-        for piece in pieces:
-            with cast:
-                values = row_loss(piece, forward(piece))
-            share = mean_of(values, model.kind, piece, batch)
-            (share * scale.factor).backward()
-            loss += share.detach()
+        # Dropout of each process's rows by numbers of its own.
+        with run.global_rng("share", loop.t, team.rank) if team.size > 1 else nullcontext():
+            for piece in pieces:
+                with cast:
+                    values = row_loss(piece, forward(piece))
+                share = mean_of(values, model.kind, piece, batch)
+                (share * scale.factor).backward()
+                loss += share.detach()
         extra = penalty()
         if isinstance(extra, Tensor):
             (extra * (scale.factor / team.size)).backward()
@@ -191,7 +194,7 @@ def fit(
     readout = fold("readout", bound, loop, net.state_dict, effects)
     loop.readout = readout if any(fills(p, "readout") for p in parts) else None
     base_lr = [g["lr"] for g in optimizer.param_groups]
-    curve: dict[str, list[float]] = {"t": [], "loss": [], "rate": []}
+    curve = Curve(CURVE)
 
     def state() -> dict[str, Any]:
         return {
@@ -199,20 +202,22 @@ def fit(
             "net": net.state_dict(),
             "optimizer": optimizer.state_dict(),
             "parts": [{k: v.state_dict() if isinstance(v, nn.Module) else v for k, v in s.items()} for _, s in bound],
-            "curve": curve,
+            "curve": curve.state(),
+            "spent": loop.spent,
+            "seconds": time.perf_counter() - began,
             "meter": here.state(),
             "scale": scale.state(),
             "guard": guard.state(),
         }
 
     def restore(saved: dict[str, Any]) -> None:
-        loop.t = saved["t"]
+        loop.t, loop.spent = saved["t"], saved["spent"]
         net.load_state_dict(saved["net"])
         optimizer.load_state_dict(saved["optimizer"])
         for (_, s), old in zip(bound, saved["parts"], strict=True):
             for k, v in old.items():
                 s[k].load_state_dict(v) if isinstance(s.get(k), nn.Module) else s.__setitem__(k, v)
-        curve.update(saved["curve"])
+        curve.restore(saved["curve"])
         scale.restore(saved["scale"])
         guard.restore(saved["guard"])
 
@@ -222,8 +227,8 @@ def fit(
         now = here.work if limit[0] == "work" else time.perf_counter() - began
         return now / limit[1]
 
-    here = meter.Meter()
-    guard = Guard(spikes, run.folder if team.leads else None)
+    here, began = meter.Meter(), time.perf_counter()
+    guard = Guard(spikes, run.folder if team.leads else None, run.label, team)
     net.train()
     with ExitStack() as open_:
         open_.enter_context(torch.enable_grad())  # whoever asks for a training, in whatever mode
@@ -232,32 +237,35 @@ def fit(
         bar = open_.enter_context(run.bar(total if limit is None else None, "train"))
         saver = open_.enter_context(run.checkpoints(folder, team))
         open_.enter_context(checkpointed(net, checkpoint_activations))
+        foreseen(loop, settings, trained, cast, parts, team)
         told = open_.enter_context(compiled(model, compile))
         threads = workers if workers is not None else int(place.type == "cuda")
         ahead = open_.enter_context(
             Ahead(lambda t, n: data.batch(sampler.draw(t, n, None), model), threads, place.type == "cuda")
         )
-        trace = open_.enter_context(run.profiler())
-        if (saved := saver.newest(place, shard and team.size > 1)) is not None:
+        trace = open_.enter_context(run.profiler() if team.leads else nullcontext(lambda: None))
+        began = time.perf_counter()
+        if (saved := saver.newest(place, shares > 1)) is not None:
+            if shares > 1:
+                from trainlore.sharding import shared_out
+
+                saved = shared_out(saved, state(), optimizer)  # of what one process wrote
             restore(saved)
+            began -= saved["seconds"]  # a budget in seconds counts those before the interruption
             for bill in (here, run.meter):  # what was paid before the interruption
                 bill.add(meter.Meter.of(saved["meter"]))
             bar(loop.t)
-        room(loop, micro_batch, checkpoint_activations, kind, trained, cast, parts)
-        began = time.perf_counter()
+            saved = None  # its weights would take their room beside those in training
         while loop.t < total and loop.spent < 1 and not stop() and loop.t != until:
             if loop.t in guard.skipped:
                 loop.t += 1
                 continue
             effects.look(loop.t, loop.t == total - 1)
-            guard.hold(loop.t, state)
             paid = here.work
-            with run.global_rng("step", loop.t):
+            with run.global_rng("step", loop.t), shortage_told(loop, settings):
+                guard.hold(loop.t, state)
                 loop.batch = to(prepare(draw(batch_size)), place)
-                try:
-                    gradient()
-                except (torch.OutOfMemoryError, MemoryError) as error:
-                    raise short(loop, micro_batch, checkpoint_activations, kind) from error
+                gradient()
                 loss, everyone, asked, due = team.sums(
                     float(loop.loss),  # type: ignore[attr-defined]
                     here.work - paid,
@@ -265,20 +273,14 @@ def fit(
                     saver.due(),
                 )
                 meter.elsewhere(everyone - (here.work - paid))
-                if why := guard.unusual(loss, trained):
-                    if guard.policy == "roll_back":
-                        restore(guard.back(loop.t, why, culprits(loop)))
-                        continue
-                    kept = saver.last()
-                    raise Diverged(
-                        f"{why} at step {loop.t + 1}, on rows {culprits(loop)}; "
-                        + (f"the last good weights are in {kept}; " if kept else "")
-                        + "lower `lr`, add `clip`, or look at those rows"
-                    )
+                sound = scale.sound(trained, team)
+                if why := guard.unusual(loss, trained, overflowed=not sound and scale.factor > 1):
+                    restore(guard.act(loop.t, why, culprits(loop, micro_batch), saver.last_good))
+                    continue
                 factor = float(rate())
                 for group, full in zip(optimizer.param_groups, base_lr, strict=True):
                     group["lr"] = full * factor
-                if scale.sound(trained):
+                if sound:
                     update()
             meter.stepped()
             loop.t += 1
@@ -291,10 +293,10 @@ def fit(
                 "work": here.work,
                 "tokens": here.tokens,
             }
-            for key, value in (("t", loop.t), ("loss", loss), ("rate", factor)):
-                curve[key].append(value)
+            noted = curve.add(loop.t, loss, factor)
             watch(record)
-            run.log(record, often=team.leads and loop.t % max(1, total // CURVE) == 0)
+            often = noted if limit is not None else loop.t % max(1, total // CURVE) == 0
+            run.log(record, often=team.leads and often)
             bar(1, loss=loss)
             trace()
             if due or asked:
@@ -315,67 +317,25 @@ def fit(
     net.eval()
     meter.watch(net)
     run.effects.extend(effects.table(parts))
-    model.about["curve"] = {k: v[:: max(1, len(v) // CURVE)] for k, v in curve.items()}
+    model.about["curve"] = curve.thin()
+    model.about.pop("compiled", None)  # of an earlier training
     if told:
         model.about["compiled"] = told
     model.probe = probe_of(data, model)
     return model
 
 
-def room(
-    loop: Loop, micro: int | None, checkpoints: bool, kind: torch.dtype, trained: list[Any], cast: Any, parts: Any
-) -> None:
-    """Raise Bad before the first step where its memory is not there, as far as the model's own loss can tell."""
-    free = available(loop.device)
-    size, model = min(micro or loop.size, len(loop.data)), loop.model
-    if free is None or any(fills(p, s) for p in parts for s in ("forward", "loss", "draw", "batch")):
-        return
-    if 12 * sum(p.numel() for p in trained) < free // 64 and size * width_of(loop.data) < 1 << 20:
-        return  # nowhere near
-    with meter.unpaid(), loop.run.global_rng("room"), cast:
-        rows = to(loop.data.batch(longest(loop.data, 2), model), loop.device)
-        model.net.train(checkpoints)  # batch norms are not to count these rows; recomputing works in training only
-        want = needed(model, rows, size, lambda b: L.rowwise(model.kind, b, model(b)), trained)
-        model.net.train()
-    if want > free:
-        raise Bad(
-            f"a step would need about {want / 1e9:.1f} GB beyond the weights, and {free / 1e9:.1f} GB are free on "
-            f"{loop.device}: {ways_out(loop.size, micro, checkpoints, kind)}"
-        )
-
-
-def width_of(data: Data) -> int:
-    """Tokens of the longest row, numbers of a dense one."""
-    if "input_ids" in data.columns:
-        return int(np.diff(data.lists("input_ids")[1]).max())
-    return 0
-
-
-def longest(data: Data, n: int) -> np.ndarray:
-    """Positions of the n longest rows."""
-    if "input_ids" not in data.columns:
-        return np.arange(min(n, len(data)))
-    length = np.diff(data.lists("input_ids")[1])
-    return np.argsort(-length, kind="stable")[:n]
-
-
-def short(loop: Loop, micro: int | None, checkpoints: bool, kind: torch.dtype) -> Bad:
-    """Memory ran out: how much was there, and what to do."""
-    free, held = available(loop.device), meter.peak_memory()
-    return Bad(
-        f"memory ran out at step {loop.t + 1} on {loop.device}: {held / 1e9:.1f} GB were held at most, "
-        f"{(free or 0) / 1e9:.1f} GB are free now: {ways_out(loop.size, micro, checkpoints, kind)}"
-    )
-
-
-def culprits(loop: Loop) -> list[int]:
-    """Ids of the rows of this step whose own loss is no number; of all its rows where that cannot be told."""
+def culprits(loop: Loop, micro: int | None) -> list[int]:
+    """Ids of the rows of this step, those with the highest loss first; of losses that are no numbers these rows alone."""
     rows = loop.data.ids[loop.batch["row"].cpu().numpy()]
     try:
-        bad = ~loop.losses(loop.batch).isfinite().cpu().numpy()
+        losses = torch.cat([loop.losses(piece).float().cpu() for piece in split(loop.batch, micro)]).numpy()
     except (KeyError, Bad, RuntimeError):  # a part owns the loss, and the model alone has none
-        return rows.tolist()[:16]
-    return rows[bad].tolist()[:16] if bad.any() and not bad.all() else rows.tolist()[:16]
+        return rows.tolist()
+    bad = ~np.isfinite(losses)
+    if bad.any() and not bad.all():
+        return rows[bad].tolist()
+    return rows[np.argsort(-np.where(bad, 0.0, losses), kind="stable")].tolist()
 
 
 def probe_of(data: Data, model: Model) -> Batch:
@@ -403,6 +363,8 @@ def adamw(params: list[nn.Parameter], lr: float, weight_decay: float) -> torch.o
 def mean_of(values: Tensor, kind: str, piece: Batch, batch: Batch) -> Tensor:
     """This piece's part of the mean over the whole step: by tokens (B,T), by rows (B,) or as it is (); `weight` counts."""
     if values.dim() == 0:
+        if piece is not batch:
+            raise Bad("a loss of one number is that of the whole batch, which cannot be split: say `rowwise = False`")
         return values
     weight, whole = piece.get("weight"), batch.get("weight")
     if values.dim() == 1:

@@ -4,8 +4,9 @@ A method that keeps more than a few numbers a row says so on itself, as a formul
 
     needs_memory = "rows * (8 * width + 26 * k)"
 
-of `rows`, of `width` (how many numbers embed a row) and of its own fields: numbers as they are, data by its rows. The index holds the formula,
-so a recipe is judged without importing the method.
+of `rows`, of `width` (how many numbers embed a row) and of its own fields: numbers as they are, data by its rows, text
+as 1 where there is some and as 0 where there is none. The index holds the formula, so a recipe is judged without
+importing the method.
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ def _number(value: Any) -> Any:
             try:
                 value = amount(value)
             except Bad:
-                return None
+                return 1
+    if value is None or isinstance(value, str):
+        return int(bool(value))
     if isinstance(value, int | float):
         return value
     return len(value) if type(value).__name__ == "Data" else None

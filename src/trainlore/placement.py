@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +31,35 @@ def to(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on the device."""
     if device.type == "cpu":
         return batch
+    if device.type == "mps":  # it knows no float64
+        batch = {k: v.float() if isinstance(v, Tensor) and v.dtype == torch.float64 else v for k, v in batch.items()}
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
-def choose_device(name: str) -> torch.device:
-    """auto: CUDA, else Apple's, else the CPU."""
-    if name not in ("auto", "cpu", "mps") and not name.startswith("cuda"):
+def choose_device(name: str, processes: int = 1) -> torch.device:
+    """auto: CUDA, else Apple's where one process trains, else the CPU. Raises Bad on a device that is not there."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise Bad(f"device is auto, cpu, cuda or mps, not {name!r}")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise Bad("device: cuda is asked for, but there is none here: say auto or cpu")
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    apple = torch.backends.mps.is_available()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if there else "mps" if apple and processes == 1 else "cpu"
+    kind, _, number = name.partition(":")
+    if kind == "cuda" and not there:
+        raise Bad("device: cuda is asked for, but there is none here: say auto or cpu")
+    if kind == "mps" and not apple:
+        raise Bad("device: mps is asked for, but there is none here: say auto or cpu")
+    if number and int(number) >= there:
+        raise Bad(f"device: {name} is asked for, but the last one here is cuda:{there - 1}")
+    if processes > 1 and (number or kind == "mps"):
+        raise Bad(
+            f"device: {name} cannot be shared by {processes} processes: say cuda, which gives each its own, or cpu"
+        )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes > 1 and kind == "cuda" and here > there:
+        raise Bad(
+            f"{here} processes were started here, and there are {there} CUDA devices: start {there}, or say device: cpu"
+        )
     return torch.device(name)
 
 
@@ -82,16 +102,18 @@ class Scale:
     @torch.no_grad()
     def undo(self, weights: Iterable[Tensor]) -> None:
         """Divide the gradients by the factor they were computed with."""
-        if self.on and (grads := [p.grad for p in weights if p.grad is not None]):
+        if self.on and (grads := gradients(weights)):
             torch._foreach_mul_(grads, 1 / self.factor)
 
     @torch.no_grad()
-    def sound(self, weights: Iterable[Tensor]) -> bool:
-        """Whether all gradients are numbers, so that the step can be made; moves the factor."""
+    def sound(self, weights: Iterable[Tensor], team: Any = None) -> bool:
+        """Whether all gradients are numbers, in all processes, so that the step can be made; moves the factor."""
         if not self.on:
             return True
-        norms = torch._foreach_norm([p.grad for p in weights if p.grad is not None])
-        good = bool(torch.stack([n.float() for n in norms]).isfinite().all())
+        grads = gradients(weights)
+        good = not grads or bool(torch.stack([n.float() for n in torch._foreach_norm(grads)]).isfinite().all())
+        if team is not None and team.size > 1:
+            good = team.sums(float(not good))[0] == 0
         self.good = self.good + 1 if good else 0
         if not good:
             self.factor = max(1.0, self.factor / 2)
@@ -108,6 +130,11 @@ class Scale:
         self.factor, self.good = state["factor"], int(state["good"])
 
 
+def gradients(weights: Iterable[Tensor]) -> list[Tensor]:
+    """The gradients there are; of a weight that is shared out, this process's share."""
+    return [getattr(p.grad, "_local_tensor", p.grad) for p in weights if p.grad is not None]
+
+
 @contextmanager
 def compiled(model: Model, backend: str) -> Iterator[dict[str, Any]]:
     """The model's blocks (of a net without any, its children) compiled, each by itself; what fell out of the graphs.
@@ -120,12 +147,12 @@ def compiled(model: Model, backend: str) -> Iterator[dict[str, Any]]:
         return
     if backend not in (known := torch.compiler.list_backends(exclude_tags=("debug",)) + ["aot_eager"]):
         raise Bad(f"compile={backend!r} is no backend: give one of {', '.join(sorted(known))}")
-    counters = torch._dynamo.utils.counters
+    broken = torch._dynamo.utils.graph_break_reasons
     try:
         pieces = list(model.blocks)
     except Bad:
         pieces = [child for child in model.net.children() if next(child.parameters(), None) is not None]
-    before = dict(counters["graph_break"])
+    before = len(broken)
     for piece in pieces:
         piece.compile(backend=backend)
     try:
@@ -133,10 +160,13 @@ def compiled(model: Model, backend: str) -> Iterator[dict[str, Any]]:
     finally:
         for piece in pieces:
             piece._compiled_call_impl = None
-        breaks = [
-            text.strip().splitlines()[0] for text, n in counters["graph_break"].items() if n > before.get(text, 0)
-        ]
-        told |= {"backend": backend, "pieces": len(pieces), "outside": sorted(set(breaks))}
+        told |= {"backend": backend, "pieces": len(pieces), "outside": sorted({_broken(r) for r in broken[before:]})}
+
+
+def _broken(reason: Any) -> str:
+    """Whose code fell out of a graph, and why: "block_movement (Unsupported Tensor.item() call)"."""
+    why = reason.reason.strip().splitlines()[0]
+    return f"{Path(reason.user_stack[-1].filename).stem} ({why})" if reason.user_stack else why
 
 
 @contextmanager
@@ -154,56 +184,3 @@ def checkpointed(net: Any, on: bool) -> Iterator[None]:
     finally:
         if not was:
             net.gradient_checkpointing_disable()
-
-
-# ---- memory
-
-
-def available(device: torch.device) -> int | None:
-    """Bytes that can still be taken on the device; None where it does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        with suppress(OSError, ValueError):
-            root = Path("/sys/fs/cgroup")
-            free = min(free, int((root / limit).read_text()) - int((root / used).read_text()))
-    return free
-
-
-def needed(model: Model, rows: Batch, size: int, values: Callable[[Batch], Tensor], trained: Iterable[Tensor]) -> int:
-    """Bytes that a step will take beyond the weights: gradients, two moments a weight, and what `size` rows keep.
-
-    What rows keep is measured on a few of them (`rows`, the longest), by what their pass saves for the backward pass.
-    """
-    own = {p.untyped_storage().data_ptr() for p in model.net.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        store = tensor.untyped_storage()
-        if store.data_ptr() not in own:
-            kept[store.data_ptr()] = store.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        held = values(rows)
-    state = sum(3 * p.numel() * p.element_size() for p in trained)
-    return state + int(sum(kept.values()) / len(rows["row"]) * size) + 0 * held.numel()
-
-
-def ways_out(size: int, micro: int | None, checkpoints: bool, precision: torch.dtype) -> str:
-    """The three cheapest ways to need less memory, from these settings on."""
-    now = micro or size
-    ways = [f"micro_batch: {max(1, now // 4)} (the same gradient in smaller pieces)"] if now > 1 else []
-    if not checkpoints:
-        ways.append("checkpoint_activations: true (a third more work)")
-    if precision is torch.float32:
-        ways.append("precision: bf16")
-    return "; ".join([*ways, "adapters (`lora`) instead of all weights", "a shorter window"][:3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +19,33 @@ PREPARED = "prepared: "  # how the name of such a run begins
 
 
 def prepare(recipe: Recipe, out: Path, debug: bool, rows: int) -> dict[str, Any]:
-    """Run what the first training needs; tell what each step kept.
+    """Run what the first training needs, or every step on data where there is no training; tell what each step kept.
 
     With `debug` also every choice of rows that needs no training, with scores, rows of each side and the tokens themselves."""
     import msgspec
 
-    at = next((i for i, s in enumerate(recipe.steps) if s.name == "train"), None)
-    if at is None:
-        raise Bad("the recipe has no train step to prepare data for")
+    at = next((i for i, s in enumerate(recipe.steps) if s.name == "train"), len(recipe.steps))
     keep = [msgspec.structs.replace(s, last=frozenset()) for s in _wanted(recipe, at, debug)]
     if (out / "run.json").exists() and not json.loads((out / "run.json").read_text())["name"].startswith(PREPARED):
         raise Bad(f"{out} is a run, and preparing would replace it: choose another --out")
     spec = msgspec.structs.replace(recipe.spec, name=PREPARED + recipe.spec.name)
+    if not keep and at == len(recipe.steps):
+        raise Bad("the recipe has no training to prepare data for, and no step on data that needs none")
     short = msgspec.structs.replace(recipe, spec=spec, steps=keep)
-    nouns = execute(short, out, force=True, tell=say) if keep else execute(short, None, tell=say)
-    record = json.loads((out / "run.json").read_text()) if keep else {"steps": [], "agreement": []}
-    for step in record["steps"]:
-        if step["noun"] == "Data":
-            _chosen(step, rows if debug else 0)
-    if debug:
-        _agreement(record["agreement"])
-    train = recipe.steps[at]
-    model, data = nouns[train.wires["model"]], nouns[train.wires["data"]]
-    if debug:
-        _tokens(model, data, rows)
+    begun = time.time()
+    try:
+        nouns = execute(short, out, force=True, tell=say) if keep else execute(short, None, tell=say)
+    finally:  # where a step fails, what those before it kept is what its fields have to be mended by
+        record = json.loads((out / "run.json").read_text()) if keep and (out / "run.json").exists() else {}
+        if record.get("started", 0) >= begun:  # else it is of an earlier time
+            for step in record["steps"]:
+                if step["noun"] == "Data":
+                    _chosen(step, rows if debug else 0)
+            if debug:
+                _agreement(record.get("agreement", []))
+    if debug and at < len(recipe.steps):
+        train = recipe.steps[at]
+        _tokens(nouns[train.wires["model"]], nouns[train.wires["data"]], rows)
     if keep:
         say(f"\npictures and maps: [bold]{esc(out / 'report.html')}[/bold]")
     return nouns
@@ -49,6 +53,7 @@ def prepare(recipe: Recipe, out: Path, debug: bool, rows: int) -> dict[str, Any]
 
 def _wanted(recipe: Recipe, at: int, all_: bool) -> list[Step]:
     """The steps that the training at `at` needs and, if all are wanted, every choice of rows that needs no training."""
+    all_ = all_ or at == len(recipe.steps)
     free, known = set(), set(recipe.spec.given)
     ready, steps = set(known), recipe.steps
     for i, step in enumerate(steps):
@@ -58,7 +63,7 @@ def _wanted(recipe: Recipe, at: int, all_: bool) -> list[Step]:
         else:
             ready.discard(step.gives)
         known.add(step.gives)
-    needed, keep = set(steps[at].wires.values()), []
+    needed, keep = set(steps[at].wires.values()) if at < len(steps) else set(), []
     for i in reversed(range(len(steps))):
         asked = steps[i].gives in needed and (i < at or i in free)
         if asked or (i in free and steps[i].kind == "Curate"):
@@ -111,6 +116,8 @@ def _bars(counts: list[int], cut: int) -> str:
 
 def _agreement(pools: list[dict[str, Any]]) -> None:
     for one in pools:
+        if not one["pairs"]:
+            continue
         say(f"\n[bold]agreement[/bold] of those that chose from ${esc(one['pool'])}")
         for p in one["pairs"]:
             rank = "" if p["rank"] is None else f", rank correlation {p['rank']:.2f}"

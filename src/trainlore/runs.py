@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from trainlore import randomness
 from trainlore.errors import Bad
 from trainlore.meter import Meter, watch
 from trainlore.nouns import Batch, Data, Model, Report
+from trainlore.nouns.columns import gathered_table
 
 if TYPE_CHECKING:
     from trainlore.store import Checkpoints
@@ -139,6 +139,8 @@ class Run:
             raise Bad(f"{model!r} has no tokenizer to write with")
         if model.kind not in ("causal", "seq2seq"):
             raise Bad(f"a model of kind {model.kind} does not write text")
+        if not 0 <= temperature < float("inf"):
+            raise Bad(f"temperature={temperature}: give 0, which is greedy, or more")
         side, tok.padding_side = tok.padding_side, "left" if model.kind == "causal" else "right"
         how: dict[str, Any] = {"max_new_tokens": new, "do_sample": temperature > 0, "pad_token_id": tok.pad_token_id}
         if temperature > 0:
@@ -262,9 +264,7 @@ def _blocks(data: Data) -> Iterator[tuple[Data, int]]:
         if data.rows is None:
             table = data.table.slice(at, BLOCK)
         else:
-            mine = data.rows[at : at + BLOCK]
-            low = int(mine.min())  # the rows of a block mostly lie together: then little of the table is looked at
-            table = data.table.slice(low, int(mine.max()) - low + 1).take(pa.array(mine - low))
+            table = gathered_table(data.table, data.rows[at : at + BLOCK])
         yield Data(table, base_ids=ids[at : at + BLOCK]), at
 
 
@@ -286,9 +286,8 @@ def _passed(
     """
     from trainlore.feeding import Ahead
     from trainlore.placement import to
-    from trainlore.readiness import prepared
 
-    data, device, was = prepared(model, rows, truncate), model.device, model.net.training
+    data, device, was = readable(model, rows, truncate), model.device, model.net.training
     cuts = passes(data, size, TOKENS if device.type == "cpu" else None)
     hidden = {"attention_mask"} if _unmasked(model, rows) else set()
     found: list[list[Tensor]] = []
@@ -339,9 +338,46 @@ def _unmasked(model: Model, rows: Data) -> bool:
     return model.kind == "causal" and looks_back and "attention_mask" not in rows.columns
 
 
+def readable(model: Model, rows: Data, truncate: bool = True, who: str = "", losses: bool = False) -> Data:
+    """The rows with the column that the model reads, made of their text if need be. `losses`: their losses are wanted too.
+
+    Raises Bad, naming whose rows they are if that is given, where that cannot be.
+    """
+    from trainlore.readiness import prepared, trainable
+
+    if who:
+        rows.need(who=who)
+    try:
+        data = prepared(model, rows, truncate)
+        if model.input not in data.columns:  # then they are pairs: without either column `prepared` has said so
+            raise Bad(
+                f"the model reads {model.input!r}; there are {', '.join(rows.columns)}, which are pairs of a chosen and a "
+                "rejected answer: give one text a row, such as the chosen answer as `completion`"
+            )
+        if losses:
+            trainable(model, data, ())
+    except Bad as error:
+        raise (Bad(f"{who}: {error}") if who else error) from None
+    return data
+
+
 def _asked(what: Sequence[Callable[[Batch, Tensor], Tensor]], model: Model, batch: Batch, given: Batch) -> list[Tensor]:
-    out = model(given)
-    return [function(batch, out) for function in what]
+    out = None
+    try:
+        out = model(given)
+        return [function(batch, out) for function in what]
+    except KeyError as error:
+        if error.args != ("labels",) or "labels" in batch:
+            raise
+        there = ", ".join(k for k in batch if k != "row")
+        raise Bad(f"the rows have no column 'label' or 'labels'; a batch of them holds {there}") from None
+    except (IndexError, RuntimeError):  # torch's words for a class that the model does not know
+        y = batch.get("labels")
+        if out is None or model.kind != "classifier" or y is None or y.dim() != 1 or y.is_floating_point():
+            raise
+        if 0 <= (low := int(y.min())) <= (high := int(y.max())) < out.shape[-1]:
+            raise
+        raise Bad(f"labels run from {low} to {high}; the model knows 0 to {out.shape[-1] - 1}") from None
 
 
 def _hidden(model: Model, batch: Batch, given: Batch) -> list[Tensor]:

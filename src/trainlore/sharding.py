@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import tensor
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -35,7 +36,8 @@ def fit_for_shards(parts: Sequence[Any]) -> None:
 def sharded(model: Model, team: Team) -> Iterator[None]:
     """Each process holds a share of every weight of the model, its gradient and its moments; whole again afterwards.
 
-    Blocks are gathered one at a time for their passes. The model gets another network object at the end.
+    Blocks are gathered one at a time for their passes. The model gets another network object at the end; after an error
+    it stays shared out, as gathering waits for all processes and the others may not come.
     """
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -52,21 +54,19 @@ def sharded(model: Model, team: Team) -> Iterator[None]:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # each process computed its part of one sum
             module.set_force_sum_reduction_for_comms(True)  # gloo knows plain sums only
-    try:
-        yield
-    finally:
-        whole = {name: whole_tensor(value) for name, value in net.state_dict().items()}
-        trains = {name: p.requires_grad for name, p in net.named_parameters()}
-        hollow.load_state_dict(whole, assign=True)
-        for name, value in net.named_buffers():
-            if name not in whole:  # buffers that no state holds, such as rotary frequencies
-                parent, _, last = name.rpartition(".")
-                hollow.get_submodule(parent)._buffers[last] = value
-        if hasattr(hollow, "tie_weights"):
-            hollow.tie_weights()  # type: ignore[operator]
-        for name, p in hollow.named_parameters():
-            p.requires_grad_(trains.get(name, True))
-        model.net = hollow
+    yield
+    whole = {name: whole_tensor(value) for name, value in net.state_dict().items()}
+    trains = {name: p.requires_grad for name, p in net.named_parameters()}
+    hollow.load_state_dict(whole, assign=True)
+    for name, value in net.named_buffers():
+        if name not in whole:  # buffers that no state holds, such as rotary frequencies
+            parent, _, last = name.rpartition(".")
+            hollow.get_submodule(parent)._buffers[last] = value
+    if hasattr(hollow, "tie_weights"):
+        hollow.tie_weights()  # type: ignore[operator]
+    for name, p in hollow.named_parameters():
+        p.requires_grad_(trains.get(name, True))
+    model.net = hollow
 
 
 def whole_tensor(value: Any) -> Any:
@@ -109,9 +109,32 @@ def joined(tree: Any, shards: dict[str, Any]) -> Any:
     return tree
 
 
+def shared_out(tree: Any, like: Any, optimizer: torch.optim.Optimizer) -> Any:
+    """A training's state, saved by one process, with its tensors shared out as those of `like`, its state now, are."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def out(value: Any, pattern: Any) -> Any:
+        if isinstance(value, dict):
+            known = pattern if isinstance(pattern, dict) else {}
+            return {k: out(v, known.get(k)) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            alike = isinstance(pattern, list | tuple) and len(pattern) == len(value)
+            pairs = zip(value, pattern if alike else [None] * len(value), strict=True)
+            return type(value)(out(v, p) for v, p in pairs)
+        if isinstance(pattern, DTensor) and not isinstance(value, DTensor) and value.shape == pattern.shape:
+            return tensor.distribute_tensor(value, pattern.device_mesh, pattern.placements)
+        return value
+
+    # Before its first step the optimizer has no moments to show: they are as the weights.
+    moments = {i: dict.fromkeys(held, weights[i]) for i, held in tree["optimizer"]["state"].items()}
+    found = out(tree, {**like, "optimizer": {"state": moments}})
+    if back := tree["guard"].get("held"):  # the state that a leap of the loss leads back to
+        found["guard"]["held"] = shared_out(back, like, optimizer)
+    return found
+
+
 def places(tree: Any, team: Team, spread: bool) -> dict[str, Tensor]:
     """Room for all sharded tensors a tree speaks of: spread over as many processes as there are now, or whole."""
-    from torch.distributed import tensor
     from torch.distributed.device_mesh import init_device_mesh
 
     mesh = init_device_mesh(team.device.type, (team.size,)) if spread else None

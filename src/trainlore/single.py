@@ -12,6 +12,7 @@ from trainlore import cluster, store, trail
 from trainlore.building import build
 from trainlore.console import esc, say
 from trainlore.errors import Bad
+from trainlore.looking.columns import sides
 from trainlore.nouns import Data, Model, Report
 from trainlore.recipe import TAKES, _fields
 from trainlore.registry import entry, near
@@ -113,8 +114,9 @@ def _write(result: Any, given: Any, out: Path) -> None:
     if isinstance(result, Data):
         table(result, out)
         _dropped(out).unlink(missing_ok=True)  # of an earlier run
-        lost = result.dropped()
-        if len(lost) and result.table.num_rows == given.table.num_rows:
+        seen = sides(given, result)  # none where the step made rows: then those that it made and did not keep
+        lost = result.dropped() if seen is None else seen[0].where(~seen[1])
+        if len(lost):
             table(lost, _dropped(out))
     elif isinstance(result, Model):
         result.save(out)

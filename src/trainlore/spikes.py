@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import torch
 from torch import nn
 
 from trainlore.errors import Bad
-from trainlore.store import copied
+from trainlore.placement import gradients
+from trainlore.store import brought_back, set_aside
 
 POLICIES = ("ignore", "stop", "roll_back")
 WINDOW = 100  # steps that say what is usual
 FIRST = 20  # steps before anything is called unusual
 FAR = 6.0  # standard deviations above the mean
 EVERY = 50  # steps between the states that can be gone back to
-TRIES = 10  # returns before it is given up
+TRIES = 10  # returns to one state before it is given up
+SHOWN = 16  # rows that a message names; the file names all
 
 
 class Diverged(Bad):
@@ -29,28 +32,27 @@ class Diverged(Bad):
 class Guard:
     """Watches the loss and the length of the gradient; on "roll_back" the training goes back and passes the batch over.
 
-    A loss or a gradient that is no number is always acted on. One that lies 6 standard deviations above the mean of the
-    last 100 steps is, unless the policy is "ignore" (then no gradient is measured either).
+    A loss that is no number is always acted on. Unless the policy is "ignore" (then no gradient is measured either), a
+    gradient that is none is too, and either that lies 6 standard deviations above the mean of the last 100 steps. The rows
+    are kept in spikes.jsonl of the run's folder, all of the batch, the worst first.
     """
 
-    def __init__(self, policy: str, folder: Path | None) -> None:
+    def __init__(self, policy: str, folder: Path | None, label: str = "", team: Any = None) -> None:
         if policy not in POLICIES:
             raise Bad(f"spikes is {', '.join(POLICIES)}, not {policy!r}")
-        self.policy, self.folder = policy, folder
+        self.policy, self.folder, self.label, self.team = policy, folder, label, team
         self.losses: deque[float] = deque(maxlen=WINDOW)
         self.norms: deque[float] = deque(maxlen=WINDOW)
         self.skipped: list[int] = []  # steps whose batch is passed over
         self.held: dict[str, Any] | None = None
 
-    @torch.no_grad()
-    def unusual(self, loss: float, weights: list[nn.Parameter]) -> str:
-        """What is wrong with this step, in words; nothing if it is as usual."""
+    def unusual(self, loss: float, weights: list[nn.Parameter], overflowed: bool = False) -> str:
+        """What is wrong with this step, in words; nothing if it is as usual. `overflowed`: its gradient says nothing."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
-        if self.policy == "ignore":
+        if self.policy == "ignore" or overflowed:
             return ""
-        norms = torch._foreach_norm([p.grad for p in weights if p.grad is not None])
-        norm = float(torch.stack([n.float() for n in norms]).norm()) if norms else 0.0
+        norm = length(weights, self.team)
         if not math.isfinite(norm):
             return f"the gradient's length is {norm}"
         for what, value, before in (("loss", loss, self.losses), ("gradient's length", norm, self.norms)):
@@ -66,27 +68,58 @@ class Guard:
     def hold(self, t: int, state: Any) -> None:
         """Keep a copy of the state now and then, to go back to."""
         if self.policy == "roll_back" and t % EVERY == 0:
-            self.held = copied(state())
+            tree = state()
+            del tree["guard"]["held"]
+            self.held = set_aside(tree)
 
-    def back(self, t: int, why: str, rows: list[int]) -> dict[str, Any]:
-        """The state to go back to, with step t's batch to be passed over. Raises Diverged if that was tried too often."""
-        if self.held is None or len(self.skipped) >= TRIES:
-            raise Diverged(
-                f"{why} at step {t + 1}, on rows {rows}; {len(self.skipped)} batches were passed over before: "
-                "lower `lr`, add `clip`, or look at those rows"
-            )
-        self.skipped.append(t)
+    def act(self, t: int, why: str, rows: list[int], last: Callable[[], Path | None]) -> dict[str, Any]:
+        """The state to go back to, with step t's batch to be passed over; its rows (ids, the worst first) are kept.
+
+        Raises Diverged, which names the `last()` good checkpoint, where the policy is another or that was tried too often.
+        """
+        since = [k for k in self.skipped if self.held is not None and k >= self.held["t"]]
+        back = self.policy == "roll_back" and self.held is not None and len(since) < TRIES
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "passed_over.jsonl").open("a") as file:
-                file.write(json.dumps({"step": t + 1, "why": why, "rows": rows}) + "\n")
-        return copied(self.held)
+            line = {
+                "step": self.label,
+                "t": t + 1,
+                "why": why,
+                "then": "passed over" if back else "stopped",
+                "rows": rows,
+            }
+            with (self.folder / "spikes.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if back:
+            self.skipped.append(t)
+            return brought_back(self.held)  # type: ignore[no-any-return]
+        named = ", ".join(map(str, rows[:SHOWN])) + (f" and {len(rows) - SHOWN:,} more" * (len(rows) > SHOWN))
+        tried = f"{len(since)} batches were passed over before; " * (self.policy == "roll_back")
+        good = f"the last good weights are in {path}; " if (path := last()) else ""
+        raise Diverged(
+            f"{why} at step {t + 1}, on rows [{named}]; {tried}{good}lower `lr`, add `clip`, or look at those rows"
+        )
 
     def state(self) -> dict[str, Any]:
         """All of it, for a checkpoint."""
-        return {"losses": list(self.losses), "norms": list(self.norms), "skipped": list(self.skipped)}
+        found = {"losses": list(self.losses), "norms": list(self.norms), "skipped": list(self.skipped)}
+        return {**found, "held": self.held}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from there; what was passed over since stays passed over."""
         self.losses, self.norms = deque(state["losses"], maxlen=WINDOW), deque(state["norms"], maxlen=WINDOW)
         self.skipped = sorted({*self.skipped, *state["skipped"]})
+        self.held = state.get("held", self.held)
+
+
+@torch.no_grad()
+def length(weights: list[nn.Parameter], team: Any = None) -> float:
+    """The length of all gradients together; of weights that are shared out, over all processes."""
+    shared = [hasattr(p.grad, "_local_tensor") for p in weights if p.grad is not None]
+    norms = [n.float() for n in torch._foreach_norm(gradients(weights))] if shared else []
+    whole = [n for n, apart in zip(norms, shared, strict=True) if not apart]
+    norm = float(torch.stack(whole).norm()) if whole else 0.0
+    if not any(shared):
+        return norm
+    mine = float(torch.stack([n for n, apart in zip(norms, shared, strict=True) if apart]).norm())
+    return math.hypot(norm, math.sqrt(team.sums(mine**2)[0]))

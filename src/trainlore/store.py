@@ -33,10 +33,17 @@ def write(path: Path, content: str | bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+        _settled(part)
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise full(error, path) from error
+
+
+def _settled(path: Path) -> None:
+    """Wait until the file lies on the disk: a machine that loses its power keeps names before it keeps contents."""
+    with path.open("rb") as handle:
+        os.fsync(handle.fileno())
 
 
 def full(error: OSError, path: Path) -> Exception:
@@ -58,6 +65,7 @@ def save_tree(tree: Any, folder: Path, shards: Path | None = None) -> None:
 
     tensors: dict[str, torch.Tensor] = {}
     seen: set[int] = set()  # memory that is in the file already
+    mixed = len({_home(t) == "cpu" for t in _tensors(tree)}) > 1  # some on an accelerator, some beside it
 
     def flat(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -65,7 +73,7 @@ def save_tree(tree: Any, folder: Path, shards: Path | None = None) -> None:
             memory = held.untyped_storage().data_ptr()
             tensors[name] = held.clone() if memory in seen else held  # the file format knows no shared memory
             seen.add(memory)
-            return {"tensor": name}
+            return {"beside" if mixed and _home(value) == "cpu" else "tensor": name}
         if isinstance(value, dict):
             return {"dict": [[flat(k), flat(v)] for k, v in value.items()]}
         if isinstance(value, list | tuple):
@@ -88,10 +96,15 @@ def save_tree(tree: Any, folder: Path, shards: Path | None = None) -> None:
         (part / "hash").write_text(_digest(part, text))
         for file in part.rglob("*"):
             if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
+                _settled(file)
+        if folder.exists():  # moved away whole: killed while it were emptied, neither would be there
+            old = folder.with_name(f".{folder.name}.{os.getpid()}.old.part")
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+            os.replace(part, folder)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(part, folder)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise full(error, folder) from error
@@ -102,6 +115,20 @@ def save_tree(tree: Any, folder: Path, shards: Path | None = None) -> None:
                 f"the disk is full: {folder} could not be written; free some room and `trainlore resume` the run"
             ) from error
         raise
+
+
+def _tensors(tree: Any) -> Iterator[Any]:
+    """All tensors of a tree."""
+    if isinstance(tree, dict | list | tuple):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from _tensors(value)
+    elif hasattr(tree, "is_floating_point"):
+        yield tree
+
+
+def _home(tensor: Any) -> str:
+    """The kind of device a tensor belongs to: where it is, or was before it was copied for a checkpoint."""
+    return str(getattr(tensor, "home", tensor.device.type))
 
 
 def _digest(folder: Path, text: str) -> str:
@@ -121,7 +148,9 @@ def _digest(folder: Path, text: str) -> str:
 
 
 def load_tree(folder: Path, device: Any = "cpu") -> Any:
-    """Read what `save_tree` wrote. Raises ValueError if a byte of it changed since."""
+    """Read what `save_tree` wrote, to this device; what lay beside an accelerator stays there.
+
+    Raises ValueError if a byte of it changed since."""
     from safetensors.torch import load
 
     text = (folder / "tree.json").read_text()
@@ -133,8 +162,8 @@ def load_tree(folder: Path, device: Any = "cpu") -> Any:
         if not isinstance(value, dict):
             return value
         ((form, inside),) = value.items()
-        if form == "tensor":
-            return tensors[inside].to(device)
+        if form in ("tensor", "beside"):
+            return tensors[inside].to(device if form == "tensor" else "cpu")
         if form == "array":
             return back(inside).cpu().numpy()
         if form == "dict":
@@ -158,6 +187,12 @@ class Checkpoints:
         self.writing: Future[None] | None = None
 
     def __enter__(self) -> Checkpoints:
+        if self.folder is not None and self.leads:
+            for part in self.folder.glob(".step-*.part"):  # of a process that was killed while it wrote
+                place = self.folder / part.name.split(".")[1]
+                if part.name.endswith(".old.part") and not place.exists():  # when it had just made way for a new one
+                    os.replace(part, place)
+                shutil.rmtree(part, ignore_errors=True)
         return self
 
     def __exit__(self, kind: Any, *error: Any) -> None:
@@ -174,17 +209,17 @@ class Checkpoints:
         """Whether this process decides and writes."""
         return self.team is None or self.team.leads
 
-    def last(self) -> Path | None:
-        """The newest checkpoint there is."""
-        self._written()
-        found = self._found()
-        return found[-1] if found else None
+    def last_good(self) -> Path | None:
+        """The newest checkpoint whose weights are numbers: the loss may have told a step too late that they are not."""
+        with suppress(Bad):
+            self._written()
+        return next((path for path in reversed(self._found()) if _is_good(path)), None)
 
     def _found(self) -> list[Path]:
         return [] if self.folder is None else sorted(self.folder.glob("step-*"))
 
     def newest(self, device: Any, spread: bool = False) -> dict[str, Any] | None:
-        """The newest whole state, or None. `spread`: the training's weights are spread over processes now."""
+        """The newest whole state, or None. `spread`: weights that were shared out are again, over the processes there are now."""
         for path in reversed(self._found()):
             try:
                 tree = load_tree(path, device)
@@ -194,11 +229,7 @@ class Checkpoints:
                     room = sharding.places(tree, self.team, spread)
                     sharding.read_shards(room, str(path / "shards"))
                     tree = sharding.joined(tree, room)
-                elif spread:
-                    raise Bad(f"{path} was written by a training on one process: go on with it on one, or start anew")
                 return tree
-            except Bad:
-                raise
             except (OSError, ValueError, KeyError) as error:
                 import warnings
 
@@ -224,10 +255,10 @@ class Checkpoints:
             tree = sharding.parted(tree, shards)
             if shards:
                 group = self.team.beside()
-                self.writing = self.pool.submit(self._together, copied(tree), shards, place, group)
+                self.writing = self.pool.submit(self._together, set_aside(tree), shards, place, group)
                 return
         if self.leads:
-            self.writing = self.pool.submit(self._write, copied(tree), place)
+            self.writing = self.pool.submit(self._write, set_aside(tree), place)
 
     def _together(self, tree: Any, shards: dict[str, Any], place: Path, group: Any) -> None:
         from trainlore import sharding
@@ -257,11 +288,19 @@ class Checkpoints:
             writing, self.writing = self.writing, None
             writing.result()
 
-    def clear(self) -> None:
-        """Forget them: the step is finished."""
-        self._written()
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+
+def _is_good(path: Path) -> bool:
+    """Whether a checkpoint can be read and its weights are numbers."""
+    from safetensors.torch import load_file
+
+    try:
+        net = load_tree(path)["net"]
+        spread = {v["__shard__"] for v in net.values() if isinstance(v, dict)}
+        files = [load_file(file) for file in (path / "shards").glob("*.safetensors")] if spread else []
+        apart = [v for file in files for name, v in file.items() if name in spread]
+        return all(bool(v.isfinite().all()) for v in [*_tensors(net), *apart] if v.is_floating_point())
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 # ---- nouns by content
@@ -324,15 +363,26 @@ class Store:
         return json.loads((self.folder(key) / "done.json").read_text())
 
     def get(self, key: str) -> Any:
-        """The noun a finished step gave."""
+        """The noun a finished step gave. Raises Bad where its files are damaged, and forgets the step."""
         from trainlore.nouns import Measured, Report
 
         folder, noun = self.folder(key), self.record(key)["noun"]
-        if noun == "Data":
-            return self._get_data(folder)
-        if noun == "Model":
-            return _get_model(folder)
-        return Report(tuple(Measured(**{**m, "notes": json.loads(m["notes"])}) for m in load_tree(folder / "report")))
+        try:
+            if noun == "Data":
+                return self._get_data(folder)
+            if noun == "Model":
+                return _get_model(folder)
+            return Report(
+                tuple(Measured(**{**m, "notes": json.loads(m["notes"])}) for m in load_tree(folder / "report"))
+            )
+        except Bad:
+            raise
+        except (FileNotFoundError, ValueError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise Bad(
+                f"what a finished step gave cannot be read any more ({error}), and is forgotten: "
+                "`trainlore resume` makes it anew"
+            ) from error
 
     def _put_data(self, data: Data, folder: Path) -> None:
         import pyarrow as pa
@@ -346,6 +396,7 @@ class Store:
                 try:
                     with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                         writer.write_table(table)
+                    _settled(part)
                     os.replace(part, path)
                 finally:
                     part.unlink(missing_ok=True)
@@ -358,10 +409,14 @@ class Store:
         from trainlore.nouns import Data
 
         tree = load_tree(folder / "data")
-        columns = {
-            n: pa.ipc.open_file(pa.memory_map(str(self.root / "columns" / f"{d}.arrow"))).read_all()["c"]
-            for n, d in tree["columns"].items()
-        }
+        columns = {}
+        for name, digest in tree["columns"].items():
+            path = self.root / "columns" / f"{digest}.arrow"
+            try:
+                columns[name] = pa.ipc.open_file(pa.memory_map(str(path))).read_all()["c"]
+            except pa.ArrowInvalid:  # cut off: the step that makes it anew is to write it anew
+                path.unlink()
+                raise
         memo = {("hash", n): d for n, d in tree["columns"].items()}
         return Data(pa.table(columns), tree["rows"], tree["ids"], tuple(json.loads(tree["trail"])), memo)
 
@@ -460,17 +515,48 @@ def enter(root: Path, folder: Path, name: str, state: str, summary: dict[str, An
         )
 
 
-def copied(tree: Any) -> Any:
-    """The tree with tensors of its own."""
+def copied(tree: Any, copy: Callable[[Any], Any] | None = None) -> Any:
+    """The tree with tensors of its own: clones, or what `copy` makes of each."""
     from torch import Tensor
 
     if isinstance(tree, Tensor):
-        return tree.detach().clone()
+        return (copy or _clone)(tree)
     if isinstance(tree, dict):
-        return {k: copied(v) for k, v in tree.items()}
+        return {k: copied(v, copy) for k, v in tree.items()}
     if isinstance(tree, list | tuple):
-        return type(tree)(copied(v) for v in tree)
+        return type(tree)(copied(v, copy) for v in tree)
     return tree
+
+
+def _clone(tensor: Any) -> Any:
+    made = tensor.detach().clone()
+    if hasattr(tensor, "home"):
+        made.home = tensor.home
+    return made
+
+
+def set_aside(tree: Any) -> Any:
+    """A copy to keep: beside the tensors, which is quick, or in memory where their accelerator has no room for it."""
+    from trainlore.memory import available
+
+    size: dict[Any, int] = {}
+    for tensor in _tensors(tree):
+        size[tensor.device] = size.get(tensor.device, 0) + tensor.nbytes
+    crowded = {d for d, n in size.items() if d.type != "cpu" and 2 * n > (available(d) or 0)}
+
+    def copy(tensor: Any) -> Any:
+        if tensor.device not in crowded or type(tensor).__name__ == "DTensor":
+            return _clone(tensor)
+        away = tensor.detach().cpu()
+        away.home = tensor.device.type
+        return away
+
+    return copied(tree, copy)
+
+
+def brought_back(tree: Any) -> Any:
+    """A copy of what was set aside, every tensor where it was."""
+    return copied(tree, lambda t: t.detach().to(t.home) if hasattr(t, "home") else _clone(t))
 
 
 def jsonable(value: Any) -> Any:

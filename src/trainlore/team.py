@@ -6,10 +6,13 @@ processes; each then runs its share of the rows through the network, and gradien
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import os
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from trainlore.nouns import Batch
 from trainlore.slots import fills, takes_inner
 
 BUCKET = 25 << 20  # bytes of gradients that travel at once
+PATIENCE = timedelta(hours=2)  # the first process may write a large model for long while the others wait
 
 
 class Team:
@@ -92,6 +96,13 @@ class Team:
         dist.broadcast_object_list(held, 0, device=self.device)
         return held[0]
 
+    def agrees(self, content: bytes) -> bool:
+        """Whether all processes hold what the first one does."""
+        if self.size == 1:
+            return True
+        mine = hashlib.blake2b(content).digest()
+        return self.sums(float(mine != self.told(mine)))[0] == 0
+
     def wait(self, group: Any = None) -> None:
         """Until all are here."""
         if self.size > 1:
@@ -122,9 +133,15 @@ class Team:
 def started() -> Team:
     """Join the processes that `torchrun` started, if it did; one process otherwise."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        mine, here = (int(os.environ.get(k, "1")) for k in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        each = torch.cuda.is_available() and here <= torch.cuda.device_count()  # a device of its own
+        if each:
+            torch.cuda.set_device(mine)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if each else "gloo", timeout=PATIENCE)
+        if (
+            not each
+        ):  # gloo's threads end before the interpreter does; NCCL would wait here for a process that has failed
+            atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
         _end_with(os.getppid())
     return Team()
 
@@ -145,7 +162,7 @@ def together(parts: Sequence[Any], team: Team) -> None:
     if team.size == 1:
         return
     for part in parts:
-        name = type(part).card["name"] if hasattr(type(part), "card") else type(part).__name__
+        name = _name(part)
         known = getattr(type(part), "known", {})
         if reason := getattr(type(part), "alone", "") or known.get("micro_batches_agree", ""):
             raise Bad(f"{name} runs on one process only: {reason}")
@@ -153,3 +170,11 @@ def together(parts: Sequence[Any], team: Team) -> None:
             raise Bad(f"{name} runs on one process only: it has one loss for the whole batch, which is shared out")
         if fills(part, "gradient") and not takes_inner(part.gradient):
             raise Bad(f"{name} runs on one process only: it computes the gradient of the whole batch by itself")
+
+
+def _name(part: Any) -> str:
+    """What people know a part by; of a step's own instrument, the step."""
+    kind = type(part)
+    if hasattr(kind, "card"):
+        return str(kind.card["name"])
+    return kind.__module__.rpartition(".")[2] if kind.__name__.startswith("_") else kind.__name__

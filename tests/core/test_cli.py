@@ -167,6 +167,11 @@ def test_show(tl):
     code, out, _ = tl("show", "dsir")
     assert code == 0 and out.startswith("# ") and "| `keep` |" in out and "## Here" in out
     assert json.loads(tl("show", "dsir", "--json")[1])["fields"]["target"]["type"] == "Data"
+    assert "$ trainlore do dsir --data ROWS.jsonl --set target=MORE.jsonl --out KEPT.jsonl" in out
+    assert "trainlore do accuracy --data ROWS.jsonl --model MODEL" in tl("show", "accuracy")[1].replace(
+        "--model MODEL --data ROWS.jsonl", "--data ROWS.jsonl --model MODEL"
+    )
+    assert "trainlore do" not in tl("show", "clip")[1] and "\n\n\n" not in out
     refused(tl("show", "dsirr"), "no method 'dsirr'; did you mean dsir?")
 
 
@@ -295,6 +300,11 @@ def test_do_writes_what_it_kept_and_what_it_dropped(tl, home, tables, form):
     assert not (home / "new" / f"kept.dropped.{form}").exists()  # nothing was dropped this time
 
 
+def test_do_takes_its_data_without_saying_data(tl, home, tables):
+    code, out, _ = tl("do", "dsir", "pool.jsonl", *DSIR[4:], "--set", "keep=0.2")
+    assert code == 0 and out == "6 rows of 30\n"
+
+
 def test_do_leaves_a_word_a_word_where_a_field_takes_either(tl, home):
     fields = ("pool=world:digits/spare", "oracle=truth", "acquire=uncertainty", "count=3", "rounds=1", "steps=2")
     sets = [part for f in fields for part in ("--set", f)]
@@ -318,6 +328,7 @@ def test_do_measures_and_shapes(tl, home):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
+        (["do", "dsir", "pool.jsonl", "--data", "pool.jsonl"], "give the data once"),
         (["do", "dsirr", "--data", "pool.jsonl"], "no method 'dsirr'; did you mean dsir"),
         (["do", "ema", "--data", "pool.jsonl"], "ema is a part of a training loop"),
         (["do", "dsir"], "dsir needs --data"),
@@ -341,7 +352,8 @@ def test_do_measures_and_shapes(tl, home):
     ],
 )  # fmt: skip
 def test_do_says_what_is_wrong_and_writes_nothing(tl, home, tables, args, says):
-    (home / "folder.jsonl").mkdir(exist_ok=True)
+    for name in ("folder.jsonl", "home"):  # what is read is cached in the second
+        (home / name).mkdir(exist_ok=True)
     before = sorted(home.iterdir())
     refused(tl(*args), says)
     assert sorted(home.iterdir()) == before
@@ -478,7 +490,15 @@ def test_prepare_shows_what_a_model_would_see(tl, home, lived):
     refused(tl("prepare", "small.yaml", "--out", "runs/a"), "is a run, and preparing would replace it")
     assert (lived / "model").exists()
     (home / "none.yaml").write_text(yaml.safe_dump({**RECIPE, "steps": RECIPE["steps"][:1]}))
-    refused(tl("prepare", "none.yaml"), "no train step")
+    code, out, _ = tl("prepare", "none.yaml", "--debug", "--out", "prep2")
+    assert code == 0 and "dsir: 60 rows → 30" in out and "cut at" in out and "tokens" not in out
+    (home / "part.yaml").write_text(
+        yaml.safe_dump({**RECIPE, "steps": [RECIPE["steps"][0], {"random_rows": {"data": "$chosen", "keep": 7.0}}]})
+    )
+    code, out, err = tl("prepare", "part.yaml", "--out", "prep3")
+    assert code == 2 and "keep=7.0" in err and "dsir: 60 rows → 30" in out  # what went before is told all the same
+    (home / "none.yaml").write_text(yaml.safe_dump({**RECIPE, "steps": RECIPE["steps"][5:], "given": {"small": "mlp"}}))
+    refused(tl("prepare", "none.yaml"), "no training to prepare data for")
 
 
 def test_prepare_shows_classes_pairs_and_what_has_no_tokens(tl, home, tables):
@@ -503,7 +523,8 @@ def test_trails(tl, lived):
 
     kept = int(trail.curations(lived)[0]["out"].ids[0])
     code, out, _ = tl("trail", "runs/a", "--row", kept)
-    assert code == 0 and "1 dsir" in out and "kept  dsir -" in out and "made into 1 row" in out
+    assert code == 0 and "1 dsir → $chosen" in out and "kept  dsir -" in out and "made into 1 row" in out
+    assert "(cut at -" in out and "in the rows trained on" in out and out.count("     '") == 1  # a text is told once
     assert json.loads(tl("trail", "runs/a", "--row", kept, "--json")[1])[0]["scores"]["dsir"] < 0
     code, out, _ = tl("trail", "runs/a", "--model", "")
     assert (

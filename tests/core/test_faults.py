@@ -14,9 +14,18 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 from processes.life import RECIPE, live
+from trainlore import execute as engine
+from trainlore import runs
+from trainlore.errors import Bad
+from trainlore.execute import execute
+from trainlore.execute import step as steps
+from trainlore.recipe import read
+from trainlore.runs import Interrupted, Run
+from trainlore.store import Store
 
 
 def process(folder, every=0.05, **how):
@@ -110,6 +119,12 @@ def test_killed_while_a_checkpoint_is_written(undisturbed, tmp_path, nth):
     assert not list(folder.rglob("*.part"))
 
 
+def grown(folder):
+    """The model of the third step, as the store keeps it."""
+    record = json.loads((folder / "run.json").read_text())
+    return Store(folder.parent / ".store").get(record["steps"][2]["key"])
+
+
 def two(recipe: Path, folder: Path, *more: str):
     """`torchrun` with two processes, in a group of its own."""
     where = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -129,10 +144,10 @@ def two(recipe: Path, folder: Path, *more: str):
 def test_two_processes_killed_and_gone_on_with(tmp_path):
     recipe = tmp_path / "life.yaml"
     recipe.write_text(RECIPE.replace("steps: 400", "steps: 4000"))
-    whole = two(recipe, tmp_path / "whole")
+    whole = two(recipe, tmp_path / "a" / "whole")
     out, _ = whole.communicate(timeout=300)
     assert whole.returncode == 0, out
-    record = json.loads((tmp_path / "whole" / "run.json").read_text())
+    record = json.loads((tmp_path / "a" / "whole" / "run.json").read_text())
     for wait in (1.0, 0.0, 2.0):
         child, before = two(recipe, tmp_path / "run"), len(lines(tmp_path / "run"))
         while len(lines(tmp_path / "run")) == before and child.poll() is None:
@@ -147,3 +162,97 @@ def test_two_processes_killed_and_gone_on_with(tmp_path):
     assert last.returncode == 0, out
     again = json.loads((tmp_path / "run" / "run.json").read_text())
     assert again["steps"][-1]["report"] == record["steps"][-1]["report"]
+    weights = [grown(tmp_path / name).fingerprint for name in ("a/whole", "run")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("room", [20, 90, 160, 260])
+def test_a_disk_that_fills_up_ends_a_run_that_can_be_resumed(undisturbed, tmp_path, room, monkeypatch):
+    """`room`: kilobytes that are left when the run begins."""
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path]).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        filler, folder = tmp_path / "filler", tmp_path / "run"
+        filler.write_bytes(bytes((4 << 20) - (room << 10)))
+        monkeypatch.setattr(runs, "EVERY", 0.0)
+        with pytest.raises((Bad, OSError), match="disk is full|No space left"):
+            execute(read(yaml.safe_load(RECIPE)), folder)
+        filler.unlink()
+        if (folder / "run.json").exists():
+            assert not list(folder.rglob("*.part"))
+        again = execute(read(yaml.safe_load(RECIPE)), folder, resume=(folder / "recipe.yaml").exists())["grown"]
+        assert all((again.net.state_dict()[k].numpy() == v).all() for k, v in undisturbed[0].items())
+    finally:
+        subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+ADAPTED = """
+name: adapted
+given: {pool: world:digits/noisy, test: world:digits/test, net: {model: mlp, width: 16}}
+steps:
+  - lora: {model: $net, rank: 2, as: adapting}
+  - train: {model: $adapting, data: $pool, steps: 40, precision: fp32, as: adapted}
+  - accuracy: {model: $adapted, data: $test, as: first}
+  - train: {model: $net, data: $pool, steps: 30, precision: fp32, as: plain}
+  - accuracy: {model: $adapted, data: $test, as: second}
+"""
+
+
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """A run that was stopped in its second training; the first one's model has adapters, which the store does not keep."""
+    log = Run.log
+
+    def stop(self, record, often=True):
+        log(self, record, often)
+        self.interrupted = self.label == "04-plain" and record["t"] == 20
+
+    monkeypatch.setattr(runs, "EVERY", 0.0)
+    with monkeypatch.context() as m, pytest.raises(Interrupted):
+        m.setattr(Run, "log", stop)
+        execute(read(yaml.safe_load(ADAPTED)), tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_what_the_store_cannot_keep_goes_on_from_its_checkpoint(stopped, tmp_path):
+    whole = execute(read(yaml.safe_load(ADAPTED)), tmp_path / "a" / "run")
+    before = len(lines(stopped))
+    again = execute(read(yaml.safe_load(ADAPTED)), stopped, resume=True)
+    assert [x["t"] for x in lines(stopped)[before:]] == list(
+        range(22, 31)
+    )  # nothing of the first training is made anew
+    for name in ("adapted", "plain"):
+        assert again[name].fingerprint == whole[name].fingerprint
+    assert not (stopped / "checkpoints").exists()
+
+
+def test_checkpoints_of_a_step_that_was_another_are_not_gone_on_from(stopped, monkeypatch):
+    monkeypatch.setattr(steps, "shared", lambda: "the primitives were edited")
+    before = len(lines(stopped))
+    execute(read(yaml.safe_load(ADAPTED)), stopped, resume=True)
+    assert [x["t"] for x in lines(stopped)[before:]] == [*range(1, 41), *range(1, 31)]
+
+
+def test_a_run_that_is_still_at_work_is_not_resumed_beside_it(stopped, monkeypatch):
+    monkeypatch.setattr(engine, "LETS_GO", 0.2)
+    record = (stopped / "run.json").read_text()
+    with engine._alone(stopped):
+        for how in ({"resume": True}, {"force": True}):
+            with pytest.raises(Bad, match="another process is at work in"):
+                execute(read(yaml.safe_load(ADAPTED)), stopped, **how)
+        assert (stopped / "run.json").read_text() == record
+    execute(read(yaml.safe_load(ADAPTED)), stopped, resume=True)
+
+
+def test_a_run_says_where_it_trains_and_what_fell_out_of_the_graphs(tmp_path):
+    made = {
+        "given": {"net": {"model": "mlp", "width": 16}, "pool": "world:digits/noisy"},
+        "steps": [
+            {"train": {"model": "$net", "data": "$pool", "steps": 2, "precision": "fp32", "compile": "aot_eager"}}
+        ],
+    }
+    told: list = []
+    execute(read(made), tmp_path / "run", tell=told.append)
+    assert "on cpu, float32" in told[1] and "by aot_eager" in told[2]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["steps"][0]["compiled"]["backend"] == "aot_eager"

@@ -116,6 +116,40 @@ def test_accumulation_gives_the_step_of_the_whole_batch(tmp_path):
     same(whole.model, pieces.model, rtol=1e-3, atol=1e-5)
 
 
+def test_watchers_are_told_the_loss_of_the_whole_step(tmp_path):
+    @method(name="noting", title="", family="x", year=0, status="draft")
+    class Noting(Part):
+        said: list
+
+        def watch(self, loop, s, record):
+            self.said.append(record)
+
+    whole, pieces = [], []
+    trained(tmp_path, Noting(said=whole), max_steps=3)
+    trained(tmp_path, Noting(said=pieces), max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    assert [r["t"] for r in whole] == [1, 2, 3] and whole[0].keys() == {"t", "loss", "rate", "lr", "work", "tokens"}
+    assert [r["loss"] for r in pieces] == pytest.approx([r["loss"] for r in whole], rel=1e-4)
+    assert whole[0]["loss"] == pytest.approx(np.log(40), rel=0.05) and whole[2]["tokens"] > whole[0]["tokens"] > 0
+
+
+def test_updates_go_through_the_parts_under_a_schedule(tmp_path):
+    @method(name="halved", title="", family="x", year=0, status="draft")
+    class Halved(Part):
+        def update(self, loop, s, inner):
+            before = [p.detach().clone() for p in loop.model.net.parameters()]
+            inner()
+            with torch.no_grad():
+                for p, old in zip(loop.model.net.parameters(), before, strict=True):
+                    p.lerp_(old, 0.5)
+
+    how_ = {"max_steps": 1, "lr_scheduler_type": "linear"}
+    start, whole = net(), trained(tmp_path, **how_)
+    half = trained(tmp_path, Halved(), **how_)
+    for first, full, part in zip(start.parameters(), whole.model.parameters(), half.model.parameters(), strict=True):
+        torch.testing.assert_close(part, (first + full) / 2)
+    assert half.effects[0]["did"]["update"] > 0
+
+
 def test_a_part_that_does_not_fit_is_refused_by_name(tmp_path):
     for name in ("sam", "curriculum"):
         cls = load(name)

@@ -304,3 +304,58 @@ def test_steps_that_a_race_made_are_looked_at_when_a_run_takes_them(tmp_path):
         (found[name],) = json.loads((tmp_path / name / "run.json").read_text())["steps"]
     assert "look" not in found["race"] and found["run"]["cached"]
     assert (found["run"]["look"]["rows"], found["run"]["look"]["kept"]) == (400, 200)
+
+
+def test_rows_that_a_step_made_and_did_not_keep_are_looked_at(pool):
+    made = pool.new(
+        {"text": [f"piece {i}" for i in range(9)], "why": [("", "short")[i % 3 == 0] for i in range(9)]},
+        parents=np.arange(9),
+    )
+    look = looking.look(pool, made.where(np.arange(9) % 3 > 0))
+    assert (look["rows"], look["kept"], look["made"]) == (9, 6, True) and look["scores"] == []
+    assert look["reasons"] == {"column": "why", "counts": [["short", 3, 0]]}
+    assert {e["text"] for e in look["examples"]["dropped"]} == {"piece 0", "piece 3", "piece 6"}
+    again = made.where(np.arange(9) > 2)
+    assert looking.look(made, again)["made"] is False  # a step after it that made none
+    score = np.random.default_rng(0).random(600)
+    both = [("1 a", chosen(pool, score, 60)), ("2 b", chosen(pool, -score, 60)), ("3 c", made.where(np.arange(9) > 2))]
+    pairs = looking.agreement(pool, [(n, o, looking.look(pool, o)) for n, o in both])
+    assert [(p["one"], p["other"]) for p in pairs] == [("1 a", "2 b")]
+    step = {"number": 1, "name": "cut", "as": "x", "look": look}
+    text = choices({"steps": [step], "agreement": [{"pool": "p", "pairs": []}]})
+    assert "6 of 9 rows that it made kept" in text and "Agreement" not in text
+
+
+def test_what_a_histogram_leaves_out_is_said_and_the_map_s_ranks_are_the_score_s(pool):
+    score = np.random.default_rng(0).normal(size=600)
+    score[:5], score[5:15] = 1e6, np.nan
+    out = pool.with_(loss=score).take(np.argsort(score)[:100])  # low is kept
+    look = looking.look(pool, out)
+    (drawn,) = look["scores"]
+    assert (drawn["none"], drawn["higher"]) == (10, False) and sum(drawn["kept"]) + sum(drawn["dropped"]) == 590
+    low, high = drawn["edges"][0], drawn["edges"][-1]
+    known = score[np.isfinite(score)]
+    assert drawn["beyond"] == ((known < low) | (known > high)).sum() > 0
+    rank, kept = (np.array(look["map"][k].split(), int) for k in ("score", "kept"))
+    assert rank[kept == 1].max() <= rank[(kept == 0) & (rank >= 0)].min()  # the lowest losses have the lowest rank
+    text = choices({"steps": [{"number": 1, "name": "n", "as": "x", "look": look}]})
+    assert f"loss: {drawn['beyond']} rows lie beyond its ends" in text and "10 rows have none" in text
+    old = {**drawn}
+    del old["beyond"], old["none"]  # of a record that an earlier version wrote
+    assert "beyond its ends" not in choices(
+        {"steps": [{"number": 1, "name": "n", "as": "x", "look": {**look, "scores": [old]}}]}
+    )
+
+
+def test_copies_are_told_once_with_their_differences_marked(pool):
+    kept = np.arange(600) != 7
+    texts = list(pool.text())
+    texts[3], texts[7] = "one <b> two three", "one <b> 2 three"
+    rows = pool.with_(text=texts)
+    look = looking.look(rows, rows.with_(copy_of=np.where(kept, -1, 3)).where(kept))
+    text = choices({"steps": [{"number": 1, "name": "n", "as": "x", "look": look}]})
+    assert "one &lt;b&gt; <mark>2</mark> three" in text and "one &lt;b&gt; <mark>two</mark> three" in text
+    assert text.count("row 7") == 1 and "<b>kept</b>" not in text  # no second time as examples
+    kept[9] = False
+    look = looking.look(rows, rows.with_(copy_of=np.where(kept | (np.arange(600) == 9), -1, 3)).where(kept))
+    assert choices({"steps": [{"number": 1, "name": "n", "as": "x", "look": look}]}).count("dropped</b> row") == 3

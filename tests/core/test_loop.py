@@ -1,5 +1,8 @@
 """The loop against the same training written by hand, and what it promises of budgets, pieces, resuming and failing."""
 
+import json
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,10 +12,12 @@ import torch.nn.functional as F
 from trainlore.errors import Bad
 from trainlore.nouns import Data
 from trainlore.nouns.hugging import preset
+from trainlore.progress import Curve
 from trainlore.registry import load
 from trainlore.runs import Run
 from trainlore.slots import Clash
 from trainlore.spikes import Diverged
+from trainlore.store import load_tree, save_tree
 from trainlore.verbs import Part, method
 from trainlore.worlds import tiny
 
@@ -98,18 +103,18 @@ class Catch(Part):
         self.grads.append({n: p.grad.clone() for n, p in loop.model.net.named_parameters()})
 
 
-@pytest.mark.parametrize("rows", ["ragged", "masked", "packed", "weighted"])
+@pytest.mark.parametrize("rows", ["ragged", "masked", "packed", "weighted", "classes", "weighted classes"])
 def test_one_two_and_eight_pieces_of_32_rows_have_the_same_gradient(rows):
     found = []
     for micro in (32, 16, 4):
-        w, grads = tiny.world("text"), []
+        w, grads = tiny.world("digits" if "classes" in rows else "text"), []
         data, g = w["data"], np.random.default_rng(0)
         if rows == "masked":  # most answers count, some rows hardly
             labels = [np.where(g.random(len(r)) < g.random(), -100, r.as_py()) for r in data["labels"]]
             data = data.with_(labels=pa.array([r.tolist() for r in labels]))
         elif rows == "packed":
             data = Run(0).step(load("best_fit_packing")(length=48), data)
-        elif rows == "weighted":
+        elif "weighted" in rows:
             data = data.with_(weight=g.random(len(data)).astype(np.float32))
         Run(0).fit(w["model"], data, Catch(grads=grads), steps=1, batch_size=32, micro_batch=micro, precision="fp32")
         found.append(grads[0])
@@ -151,6 +156,58 @@ def test_budgets_are_understood_and_one_is_needed():
     for bad in ({}, {"steps": 1, "epochs": 1}, {"steps": 0}, {"tokens": "lots"}):
         with pytest.raises(Bad, match="budget|above 0|amount"):
             Run().fit(w["model"], w["data"], **bad, **HOW)
+
+
+def test_budgets_of_work_and_seconds_go_on_where_they_were(tmp_path):
+    """The rate follows the share of the budget that is spent: it is the same after an interruption."""
+    w, part = tiny.world("digits"), load("wsd")(warmup=0.3, decay=0.5)
+    fit = lambda **how: Run(1).fit(w["model"].copy(), w["data"], part, **HOW, **how)
+    whole = fit(work=2e7)
+    for until in (len(whole.about["curve"]["t"]) // 2, None):
+        again = fit(work=2e7, until=until, folder=tmp_path / "work")
+    assert again.fingerprint == whole.fingerprint and again.about["curve"] == whole.about["curve"]
+    fit(seconds=1000, until=3, folder=tmp_path / "s")
+    saved = load_tree(tmp_path / "s" / "step-0000000003")
+    assert 0 < saved["seconds"] < 1000
+    save_tree({**saved, "seconds": 995.0, "spent": 0.995}, tmp_path / "s" / "step-0000000003")
+    start = time.monotonic()
+    fit(seconds=997, folder=tmp_path / "s")
+    assert time.monotonic() - start < 60  # two seconds were left
+
+
+def test_a_training_whose_steps_are_not_known_beforehand_is_logged(tmp_path):
+    w = tiny.world("digits")
+    Run(1, tmp_path).fit(w["model"], w["data"], work=2e7, **HOW)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) > 3 and [line["t"] for line in lines] == list(range(1, len(lines) + 1))
+
+
+def test_a_curve_stays_short_and_comes_back():
+    whole, stopped = Curve(10), Curve(10)
+    for t in range(1, 201):
+        whole.add(t, 1 / t, 1.0)
+        stopped.add(t, 1 / t, 1.0)
+        if t % 7 == 0:
+            again = Curve(10)
+            again.restore(json.loads(json.dumps(stopped.state())))
+            stopped = again
+        assert len(whole.points["t"]) <= 20
+    assert whole.points == stopped.points and whole.points["t"][:3] == [1, 17, 33]
+    assert all(loss == 1 / t for t, loss in zip(whole.points["t"], whole.points["loss"], strict=True))
+    short = Curve(10)
+    assert all(short.add(t, 0.0, 1.0) for t in range(1, 21)) and short.thin()["t"] == list(range(1, 21, 2))
+
+
+def test_one_number_for_a_piece_is_refused():
+    @method(name="lump", title="", family="x", year=0, status="draft")
+    class Lump(Part):
+        def loss(self, loop, s, batch, out, inner):
+            return inner(batch, out).mean()
+
+    w = tiny.world("digits")
+    Run().fit(w["model"].copy(), w["data"], Lump(), steps=1, **HOW)
+    with pytest.raises(Bad, match="rowwise = False"):
+        Run().fit(w["model"], w["data"], Lump(), steps=1, micro_batch=4, **HOW)
 
 
 def test_a_loss_that_is_no_number_stops_and_names_the_rows():
@@ -218,3 +275,13 @@ def test_extra_passes_are_paid_for():
     run.fit(net, tiny.world("digits")["data"], steps=1, **HOW)
     assert run.meter.forward == per_row * 32
     assert run.meter.backward == 2 * run.meter.forward
+
+
+def test_a_trace_of_five_steps_is_written(tmp_path):
+    w = tiny.world("digits")
+    whole = Run(1).fit(w["model"].copy(), w["data"], steps=12, **HOW)
+    traced = Run(1, tmp_path, profile=True).fit(w["model"].copy(), w["data"], steps=12, **HOW)
+    assert traced.fingerprint == whole.fingerprint
+    events = json.loads((tmp_path / "profile-train.json").read_text())["traceEvents"]
+    assert sum(e.get("name", "").startswith("ProfilerStep") for e in events) >= 5
+    assert "aten::addmm" in (tmp_path / "profile-train.txt").read_text()

@@ -46,9 +46,12 @@ def test_a_formula_is_of_rows_width_and_fields():
     whole = needs.of_method(load("vote_k")(k=10), rows(50, 6))
     assert (whole.name, whole.rows, whole.bytes) == ("vote_k", 50, 50 * (8 * 6 + 26 * 10))
     assert needs.of_method(load("random_rows")(), rows(50, 6)) is None
+    of_rds = {"target": rows(7, 2)}  # text counts as 1 where there is some: with tasks it is not examples that are kept
+    assert needs.bytes_of("rds", 1000, 0, of_rds) == 56_000
+    assert needs.bytes_of("rds", 1000, 0, {**of_rds, "task": "kind"}) == 8_000
 
 
-@pytest.mark.parametrize("formula", ["rows *", "open('x')", "rows.real", "rows * colour", "'a' * 9", "[rows]"])
+@pytest.mark.parametrize("formula", ["rows *", "open('x')", "rows.real", "rows * size", "'a' * 9", "[rows]"])
 def test_what_is_no_formula_is_refused_and_never_run(monkeypatch, formula):
     entry = {"needs_memory": formula, "fields": {"colour": {"default": "'red'"}}}
     monkeypatch.setattr(needs, "entry", lambda name: entry)

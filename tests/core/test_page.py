@@ -177,12 +177,29 @@ def test_trails_tell_of_rows_that_were_there(hostile):
             r"<summary>row (\d+) of \$pool: (\w+) by random_rows", (hostile / "report.html").read_text()
         )
     ]
-    more = re.findall(r"<summary>row (\d+) of \$pool: made into", (hostile / "report.html").read_text())
+    more = re.findall(
+        r"<summary>row (\d+) of \$pool: in the rows trained on by train", (hostile / "report.html").read_text()
+    )
     assert len(told) + len(more) == 10
     assert {i for i, _ in told} | set(map(int, more)) <= set(first.whole().ids.tolist())
     assert {i for i, what in told if what == "dropped"} <= set(first.dropped().ids.tolist()) and set(
         map(int, more)
     ) <= set(first.ids.tolist())
+
+
+def test_rows_made_of_no_other_stop_no_report():
+    from trainlore.nouns import Data
+    from trainlore.page.data import _traced
+
+    made = Data.of(["a", "b"]).new({"text": ["x", "y", "z"]}, parents=[[1], [], []])
+    assert _traced([{"as": "b", "from": "a", "made": True, "out": made}], [0, 1, 2]) == ("a", [1])
+
+
+def test_only_what_a_run_had_is_on_its_head(hostile):
+    record = json.loads((hostile / "run.json").read_text())
+    assert "dead switches" in page._head(record) and "parity gates passed" in page._head(record)
+    head = page._head({**record, "steps": record["steps"][:1]})
+    assert "dead switches" not in head and "parity gates" not in head and "tokens through" not in head
 
 
 def test_numbers_are_as_people_read_them():

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.nouns.hugging import preset
 from trainlore.primitives.losses import per_row, rowwise
-from trainlore.runs import Run, _unmasked, passes
+from trainlore.runs import Run, _unmasked, passes, readable
+from trainlore.worlds.tiny import world
 
 
 def rows(n=11, vocab=50, seed=0):
@@ -79,3 +81,45 @@ def test_embeddings_are_the_mean_of_the_last_hidden_states_of_every_family_and_p
         again = Run(0)
         again.embed(model, data, size=4)
         assert again.meter.forward == run.meter.forward
+
+
+def test_rows_that_a_model_cannot_read_say_which_column_it_lacks_and_the_way_out():
+    nouns, run = world("pairs"), Run(0)
+    model, encoded = nouns["model"], nouns["data"]
+    plain = encoded.without(*(c for c in encoded.columns if c.endswith(("_ids", "_labels"))))
+    says = "the model reads 'input_ids'; there are prompt, chosen, .*pairs of a chosen and a rejected answer: give one text"
+    for pairs in (encoded, plain):
+        with pytest.raises(Bad, match=says):
+            run.embed(model, pairs)
+        with pytest.raises(Bad, match=says):
+            run.infer(model, pairs, lambda batch, out: out[:, 0])
+    with pytest.raises(Bad, match="target was given no rows"):
+        readable(model, encoded.take([]), who="target")
+
+    def loss(batch, out):
+        return per_row(rowwise("causal", batch, out), batch, "causal")
+
+    untold = rows(5).without("labels")
+    assert len(run.embed(model, untold)) == 5
+    with pytest.raises(Bad, match="the rows have no column 'label' or 'labels'; a batch of them holds input_ids"):
+        run.infer(model, untold, loss)
+    with pytest.raises(Bad, match="target: the rows have no column 'label' or 'labels'.*; there are input_ids"):
+        readable(model, untold, who="target", losses=True)
+
+    def fault(batch, out):
+        raise RuntimeError("one fault of its own")
+
+    strange = Data.of({"features": np.zeros((3, 64), np.float32), "label": [0, 99, 1]})
+    by_loss, by_place = (
+        lambda b, out: rowwise("classifier", b, out),
+        lambda b, out: out.gather(1, b["labels"][:, None])[:, 0],
+    )
+    for read in (by_loss, by_place):
+        with pytest.raises(Bad, match="labels run from 0 to 99; the model knows 0 to 9"):
+            run.infer(preset("mlp"), strange, read)
+    with pytest.raises(RuntimeError, match="one fault of its own"):
+        run.infer(preset("mlp"), strange.take([0, 2]), fault)
+    with pytest.raises(Bad, match="target: labels run to 99; the model knows 0 to 9"):
+        readable(preset("mlp"), strange, who="target", losses=True)
+    with pytest.raises(KeyError, match="nowhere"):  # what is wrong with the function is nobody's column
+        run.infer(model, untold, lambda batch, out: batch["nowhere"])

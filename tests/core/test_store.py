@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from trainlore import memory
 from trainlore import store as stores
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Report
@@ -207,17 +208,68 @@ def test_the_two_newest_checkpoints_are_kept_and_forgotten(tmp_path):
         state = torch.full((2,), float(t))
         saver.save(lambda t=t, x=state: {"t": t, "x": x})
         state += 100  # the training goes on while the copy is written
-    saver.last()
+    saver.last_good()
     assert [p.name for p in saver._found()] == ["step-0000000002", "step-0000000010"]
     assert saver.newest("cpu")["x"].tolist() == [10, 10]
-    (saver.last() / "hash").write_text("")
+    (saver._found()[-1] / "hash").write_text("")
     with pytest.warns(UserWarning, match="step-0000000010 cannot be read"):
         assert saver.newest("cpu")["t"] == 2
     assert not Checkpoints(tmp_path / "d", 1e9).due() and not Checkpoints(None, 0.0).due()
     Checkpoints(None, 0.0).save(lambda: {"t": 1})
     assert not (tmp_path / "d").exists() and Checkpoints(None, 0.0).newest("cpu") is None
-    saver.clear()
-    assert not (tmp_path / "c").exists()
+
+
+def test_what_a_killed_writer_left_is_put_in_order(tmp_path):
+    folder = tmp_path / "c"
+    for name in (
+        "step-0000000004",
+        ".step-0000000005.77.part",
+        ".step-0000000006.77.old.part",
+        ".step-0000000004.7.old.part",
+    ):
+        save_tree({"t": name}, folder / name)
+    with Checkpoints(folder, 0.0) as saver:
+        assert [p.name for p in folder.iterdir() if p.name[0] == "."] == []
+        assert saver.newest("cpu")["t"] == ".step-0000000006.77.old.part"  # its successor was never put in its place
+        assert load_tree(folder / "step-0000000004")["t"] == "step-0000000004"
+
+
+def test_tensors_beside_an_accelerator_stay_beside_it(tmp_path):
+    """As in a training on one: weights there, a part's table of rows here. `meta` stands for the device."""
+    away = torch.ones(2)
+    away.home = "cuda"  # what a checkpoint's copy of a tensor remembers
+    save_tree({"weight": away, "table": torch.ones(3)}, tmp_path / "a")
+    back = load_tree(tmp_path / "a", "meta")
+    assert back["weight"].device.type == "meta" and back["table"].device.type == "cpu"
+    save_tree({"weight": torch.ones(2), "table": torch.ones(3)}, tmp_path / "b")  # of a training on the processor
+    assert {v.device.type for v in load_tree(tmp_path / "b", "meta").values()} == {"meta"}
+
+
+def test_a_copy_for_a_checkpoint_is_made_where_there_is_room(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda device: 100)
+    tree = {"big": torch.ones(30, device="meta"), "table": [torch.ones(2)]}
+    with pytest.raises(NotImplementedError):  # to memory, which `meta` cannot do
+        stores.set_aside(tree)
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    aside = stores.set_aside(tree)
+    assert aside["big"].device.type == "meta" and aside["table"][0] is not tree["table"][0]
+    aside["table"][0].home = "meta"
+    kept = stores.set_aside(aside)
+    assert kept["table"][0].home == "meta" and stores.brought_back(kept)["table"][0].device.type == "meta"
+
+
+@pytest.mark.parametrize("what", ["data", "columns", "model", "report"])
+def test_a_finished_step_that_cannot_be_read_is_forgotten(what, tmp_path):
+    noun = {"model": preset("mlp"), "report": Report.of("x", [1.0])}.get(what, Data.of({"n": np.arange(1000)}))
+    store = Store(tmp_path)
+    store.put("k", noun, {})
+    file = next((tmp_path / "columns").iterdir()) if what == "columns" else next(tmp_path.rglob("tree.json"))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(Bad, match="is forgotten: `trainlore resume` makes it anew"):
+        store.get("k")
+    assert not store.has("k")
+    store.put("k", noun, {})
+    store.get("k")
 
 
 def test_the_ledger_knows_every_run_and_stops_none(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from processes.shards import trained
 from trainlore.errors import Bad
 from trainlore.execute import execute
 from trainlore.recipe import read
+from trainlore.registry import index, load
 from trainlore.team import Team, together
 from trainlore.verbs import Part, method
 
@@ -61,6 +62,21 @@ def test_two_processes_give_the_weights_of_one(found, name):
     assert found[name]["work"] == pytest.approx(run.meter.work, rel=0.01)  # shared out, not done twice
 
 
+@pytest.mark.slow
+def test_every_part_gives_the_weights_of_one_process_or_says_that_it_cannot(tmp_path):
+    names = [name for name, entry in sorted(index().items()) if entry["kind"] == "Part"]
+    torchrun("parts_together.py", str(tmp_path / "all.pt"), "6", "8", *names)
+    found = torch.load(tmp_path / "all.pt", weights_only=True)
+    agreed = [name for name in names if "refused" not in found[name]]
+    assert len(agreed) > 40 and all("one process only" in found[n]["refused"] for n in names if n not in agreed)
+    for name in agreed:
+        model, _ = parts_together.trained(name, 6, 8)
+        for key, value in found[name][
+            "weights"
+        ].items():  # Adam makes a step of a rounding error where a gradient is none
+            torch.testing.assert_close(value, model.net.state_dict()[key], rtol=1e-3, atol=5e-4, msg=f"{name} {key}")
+
+
 def test_parts_that_must_be_alone_say_so_before_anything_runs(found):
     assert "one process only" in found["fast_ibp"]["refused"]
 
@@ -82,6 +98,17 @@ def test_parts_that_must_be_alone_say_so_before_anything_runs(found):
         team.share({"row": torch.arange(1)})
 
 
+def test_a_steps_own_instrument_that_must_be_alone_is_known_by_its_step():
+    from trainlore.methods.data.select.influence_scores import _Remember
+
+    team = Team()
+    team.size = 2
+    with pytest.raises(Bad, match="influence_scores runs on one process only: it remembers"):
+        together([_Remember(looks=1, seen={})], team)
+    with pytest.raises(Bad, match="mcmi_teacher runs on one process only"):
+        together([load("mcmi_teacher")()], team)
+
+
 def test_shares_are_the_batch_and_no_row_twice():
     batch = {"row": torch.arange(7), "x": torch.randn(7, 3), "table": torch.randn(4)}
     shares = []
@@ -95,18 +122,31 @@ def test_shares_are_the_batch_and_no_row_twice():
 
 
 def test_weights_shared_out_come_back_whole_and_resume_at_any_number_of_processes(tmp_path):
+    trained(until=4, folder=tmp_path / "of_one")
     torchrun("shards.py", str(tmp_path))
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     alone = trained(shard=False).net.state_dict()
     assert found["whole"]["weights"].keys() == alone.keys() and found["whole"]["tied"]
     for key, value in alone.items():
         torch.testing.assert_close(found["whole"]["weights"][key], value, rtol=1e-3, atol=2e-5)
-        assert torch.equal(found["resumed"]["weights"][key], found["whole"]["weights"][key])
+        for other in ("resumed", "watched", "roomy"):
+            assert torch.equal(found[other]["weights"][key], found["whole"]["weights"][key])
+        torch.testing.assert_close(found["of_one"]["weights"][key], value, rtol=1e-3, atol=2e-5)
+    assert found["half"]["finite"]
+    assert "would need about" in found["foreseen"] and "for what 4 rows keep" in found["foreseen"]
     assert "sam reaches for whole weights" in found["refused"]
     files = [p.suffix for p in (tmp_path / "for_others").rglob("*") if p.is_file()]
     assert ".safetensors" in files and not {".pt", ".bin", ".pkl", ".distcp"} & set(files)
     for key, value in trained(folder=tmp_path / "for_others").net.state_dict().items():  # one process goes on
         torch.testing.assert_close(value, alone[key], rtol=1e-3, atol=2e-5)
+
+
+def test_rows_that_come_out_different_end_the_run(tmp_path):
+    """Each process has chosen rows of its own: their batches would no longer be the same."""
+    torchrun("differ.py", str(tmp_path))
+    assert (
+        tmp_path / "said"
+    ).read_text() == "step 1 (random_rows): random_rows came out different on 2 processes: run this step on one"
 
 
 RECIPE = """

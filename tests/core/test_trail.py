@@ -104,12 +104,16 @@ def test_rows_that_are_not_there_are_not_told_of(lived):
         (-1, None, r"\$pool has no row -1"),
         (10**9, "cut", r"\$cut has no row"),
         (85, "other", r"\$other has no row 85"),
-        (0, "nobody", r"no step read \$nobody; data were read from \$cut, \$other, \$pieces, \$pool"),
+        (0, "nobody", r"no data are called \$nobody; there are \$cut, \$other, \$packed, \$pieces, \$pool, \$rest"),
     ):
         with pytest.raises(Bad, match=says):
             trail.row(folder, id, of)
     assert trail.row(folder, 79, "other")[0]["method"] == "random_rows"
-    assert trail.row(folder, 0, "pieces")[0]["method"] == "best_fit_packing"
+    assert {s["method"] for s in trail.row(folder, 0, "pieces") if s["step"] > 4} == {
+        "bpe",
+        "best_fit_packing",
+        "train",
+    }
 
 
 def test_a_first_step_that_makes_rows_knows_its_own(tmp_path):
@@ -171,8 +175,11 @@ def test_a_folder_that_is_no_run_or_has_nothing_to_tell(tmp_path, monkeypatch, l
         ),
         tmp_path / "r",
     )
+    assert [line["what"] for line in trail.row(tmp_path / "r", 0)] == ["in the rows measured"]  # no step changed any
+    raw = {"given": {"net": "mlp"}, "steps": [{"magnitude": {"model": "$net", "keep": 0.5}}]}
+    execute(recipes.read(raw), tmp_path / "s")
     with pytest.raises(Bad, match="no finished step that changed data"):
-        trail.row(tmp_path / "r", 0)
+        trail.row(tmp_path / "s", 0)
     with pytest.raises(Bad, match="no finished model yet"):
         trail.model(tmp_path / "r")
     monkeypatch.chdir(lived[0])
@@ -192,3 +199,96 @@ def test_data_and_models_carry_their_own_trail(lived):
     assert [e["made"] for e in packed.trail] == [False, False, True, True, True]
     assert packed.trail[0]["rows_in"] == 30 and packed.trail[0]["rows_out"] == 24 == packed.trail[1]["rows_in"]
     assert [e["method"] for e in nouns["saved"].trail] == ["bpe", "train"]
+
+
+@pytest.fixture(scope="module")
+def branched(tmp_path_factory):
+    """Two pools whose rows have the same ids, a name of the one given to the other, copies, pieces of which some are dropped."""
+    home = tmp_path_factory.mktemp("branched")
+    mine = [{"text": f"mine {i} " + "kamu gale nera bidu " * 4 + "end."} for i in range(8)] + [{"text": "mine short"}]
+    mine.append(dict(mine[2]))
+    (home / "mine.jsonl").write_text("".join(json.dumps(r) + "\n" for r in mine))
+    (home / "other.jsonl").write_text(
+        "".join(json.dumps({"text": f"other {i} {'kamu gale' if i % 2 else 'pese tovi'}"}) + "\n" for i in range(10))
+    )
+    (home / "dev.jsonl").write_text("".join(json.dumps({"text": "kamu gale"}) + "\n" for _ in range(3)))
+    dsir = {"target": "$dev", "keep": 0.5, "min_words": 0, "noise": False}
+    raw = {
+        "given": {n: str(home / f"{n}.jsonl") for n in ("mine", "other", "dev")},
+        "steps": [
+            {"exact_duplicates": {"data": "$mine", "as": "x"}},
+            {"even_pieces": {"data": "$x", "words": 3, "least": 3, "as": "pieces"}},
+            {"random_rows": {"data": "$other", "keep": 1.0, "as": "x"}},
+            {"dsir": {"data": "$x", **dsir, "as": "chosen"}},
+        ],
+    }
+    execute(recipes.read(raw), home / "run")
+    return home / "run"
+
+
+def test_a_name_given_to_other_rows_is_no_more_this_row_s(branched):
+    assert [s["step"] for s in trail.row(branched, 0)] == [1, 2]  # not 4, which read another x
+    assert [s["step"] for s in trail.row(branched, 0, "other")] == [3, 4]
+
+
+def test_a_row_tells_what_it_copies_and_where_the_cut_is(branched):
+    (line,) = trail.row(branched, 9)
+    assert line["what"] == "dropped" and line["copied"].startswith("mine 2 ") and trail.said(line) == "copy_of row 2"
+    assert trail.said(trail.row(branched, 1)[0]) == ""  # that it copies none is nothing to say
+    line = trail.row(branched, 3, "other")[1]
+    cut = next(s for s in trail.curations(branched) if s["number"] == 4)["look"]["scores"][0]["cut"]["at"]
+    assert line["cuts"] == {"dsir": cut} and trail.said(line).endswith(f"(cut at {cut:.4g})")
+
+
+def test_a_row_that_steps_made_tells_where_it_came_from(branched):
+    pieces = by_step(branched)[2]
+    first, second = trail.row(branched, int(pieces.ids[-1]), "pieces")[:2]
+    parent = int(pieces["parents"][-1])
+    assert (first["step"], first["row"], first["what"]) == (1, parent, "kept")
+    assert (second["step"], second["what"]) == (2, f"made of row {parent} of $x")
+    (line,) = [s for s in trail.row(branched, 0) if s["step"] == 2]
+    n = int((pieces["parents"] == 0).sum())
+    assert n > trail.SHOWN and line["what"] == f"made into {n} rows, of which the first 3 are followed"
+
+
+def test_what_reads_rows_without_making_any_is_told_too(branched, lived):
+    assert [(s["step"], s["what"]) for s in trail.row(branched, 1, "dev")] == [(4, "read as target")]
+    packed = by_step(lived[0])[6]
+    story = trail.row(lived[0], int(packed.ids[0]), "packed")
+    assert [s["what"] for s in story if s["step"] == 8] == ["in the rows trained on"]
+    assert sorted({s["step"] for s in story if s["what"].startswith("made of")}) == [3, 4, 6]
+    with pytest.raises(Bad, match="its 3 rows are 0 to 2"):
+        trail.row(branched, 3, "dev")
+
+
+def test_rows_that_are_made_and_dropped_at_once_say_why(tmp_path):
+    step = {"number": 2, "name": "cut", "as": "b", "from": "a", "made": True, "columns": ["why", "parents"]}
+    made = Data.of({"text": ["p", "q", "r"]}).new(
+        {"text": ["one", "two", "three", "four"], "why": ["", "too short", "too short", ""]},
+        parents=[[5], [5], [6], []],
+    )
+    out = made.where([True, False, False, True])
+    ((line,), live), ((lost,), gone) = (trail._through({**step, "out": out}, id) for id in (5, 6))
+    assert (line["what"], live, line["text"]) == ("made into 1 row, 1 more dropped", [0], "one")
+    assert (lost["what"], gone, trail.said(lost), lost["text"]) == ("dropped", [], "why too short", "three")
+    assert trail.parents(out, [0, 3]) == [5] and trail.parents(out, [3]) == []
+    (anew,) = trail._before([{**step, "out": out}], 2, "b", 3)
+    assert anew["what"] == "made anew"
+
+
+def test_a_text_written_anew_is_told(branched, monkeypatch):
+    steps = trail.curations(branched)
+    texts = [t + " anew" for t in steps[3]["out"].whole().text()]
+    whole = steps[3]["out"].whole().with_(text=texts)
+    steps[3]["out"] = whole.where([i in steps[3]["out"].ids for i in whole.ids])
+    monkeypatch.setattr(trail, "curations", lambda folder: steps)
+    kept = int(steps[3]["out"].ids[0])
+    assert [s["what"] for s in trail.row(branched, kept, "other")] == ["kept", "rewritten"]
+
+
+def test_a_store_that_was_cleaned_is_named(branched, tmp_path):
+    import shutil
+
+    shutil.copytree(branched, tmp_path / "run")
+    with pytest.raises(Bad, match="no longer holds them: run the recipe again"):
+        trail.row(tmp_path / "run", 0)

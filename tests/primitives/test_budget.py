@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trainlore.primitives.budget import take_budget, take_within
+from trainlore.primitives.budget import take_below, take_budget, take_within
 
 SCORE = np.array([0.2, 0.9, 0.5, 0.9, 0.1])
 LENGTHS = np.array([4, 3, 3, 2, 8])
@@ -14,6 +14,15 @@ def test_a_share_of_rows():
     assert take_budget(SCORE, 0.2).tolist() == [1]  # a tie goes to the earlier row
     assert take_budget(SCORE, 0.01).tolist() == [1]  # never nothing
     assert take_budget(SCORE, 1.0).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_rows_on_top_can_be_passed_over():
+    held = SCORE.copy()
+    assert take_below(SCORE, 0.4, 0.0).tolist() == [1, 3]
+    assert take_below(SCORE, 0.4, 0.2).tolist() == [2, 3]  # of a tie the earlier row is on top
+    assert take_below(SCORE, 0.4, 0.6).tolist() == [0, 4] and (held == SCORE).all()
+    with pytest.raises(ValueError, match="only 2 may be taken"):
+        take_below(SCORE, 0.8, 0.6)
 
 
 def textbook(score, lengths, limit):

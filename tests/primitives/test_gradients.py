@@ -117,6 +117,57 @@ def test_the_ghost_way_is_taken_and_holds_no_gradient(monkeypatch):
     assert (row_dots(Run(0), model, data, torch.ones(model.size)) != 0).all()
 
 
+def test_layers_are_listened_to_once_a_pass_and_left_as_they_were(monkeypatch):
+    opened, plain = [], ghosts.Listener._open
+    monkeypatch.setattr(ghosts.Listener, "_open", lambda ear: opened.append(len(ear.owners)) or plain(ear))
+    model, data = models()["mlp"]
+    row_norms(Run(0), model, data, chunk=2)
+    assert opened == [sum(isinstance(m, nn.Linear) for m in model.net.modules())]
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    model, data, held = Model(net), features(), net[0].forward
+    net[0].forward = forward = lambda x: held(x) / 2  # somebody else's, as a wrapper of devices has it
+    true = naive(model, data).norm(dim=1)
+    assert torch.allclose(row_norms(Run(0), model, data, chunk=2), true, rtol=2e-4)
+    assert net[0].forward is forward and "forward" not in net[2].__dict__
+    loner = Model(Loner())
+    with pytest.raises(ValueError, match="give chunk=1"):
+        row_norms(Run(0), loner, features(), chunk=4)
+    assert "forward" not in loner.net.net.__dict__
+
+
+def test_what_hooks_make_of_a_layer_is_seen(monkeypatch):
+    monkeypatch.setattr(ghosts, "vectorized", lambda *_: pytest.fail("a slower way was taken"))
+    net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
+    net[0].register_forward_pre_hook(lambda m, args: (args[0].round(),))
+    net[2].register_forward_hook(lambda m, args, out: 3 * out)
+    model, data = Model(net), features()
+    assert torch.allclose(row_gradients(Run(0), model, data), naive(model, data), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_whole_gradients_are_written_where_they_belong(dtype):
+    rng = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(*shape, generator=rng, dtype=dtype)
+
+    ids, units = torch.tensor([[1, 4, 1], [0, 0, 2]]), torch.eye(5, dtype=dtype)
+    once, twice = ghosts.Factors(drawn(2, 1, 5), drawn(2, 1, 4)), ghosts.Factors(drawn(2, 3, 5), drawn(2, 3, 4))
+    looked = ghosts.Factors(ids, drawn(2, 3, 4), 5)
+    parts = {"a": [once], "b": drawn(2, 3), "c": [looked], "d": [twice], "e": [looked, twice], "f": [once, looked]}
+
+    def by_hand(part, row):
+        if isinstance(part, torch.Tensor):
+            return part[row]
+        lefts = [(units[f.left[row]] if f.height else f.left[row], f.right[row]) for f in part]
+        return sum(torch.outer(u, v) for left, right in lefts for u, v in zip(left, right)).flatten()
+
+    out = torch.full((2, 3 + 5 * 20), float("nan"))
+    ghosts.write(parts, out)
+    wanted = [torch.cat([by_hand(p, row) for p in parts.values()]) for row in range(2)]
+    assert torch.allclose(out, torch.stack(wanted).float(), atol=1e-6)
+
+
 def test_float64_to_rounding_and_frozen_weights_do_not_count():
     class Exact(Convolved):
         def forward(self, x):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from trainlore import memory
 from trainlore.errors import Bad
 from trainlore.nouns import Data
 from trainlore.nouns.hugging import preset
@@ -28,9 +29,9 @@ def parts():
     return load("wsd")(warmup=0.2), load("label_smoothing")(amount=0.1), load("ema")(decay=0.5)
 
 
-def trained(until=None, folder=None, shard=True):
+def trained(until=None, folder=None, shard=True, **how):
     model = preset("llama-1m", vocab=256, window=32, num_hidden_layers=2)
-    Run(1).fit(model, text(), *parts(), shard=shard, until=until, folder=folder, **HOW)
+    Run(1).fit(model, text(), *parts(), shard=shard, until=until, folder=folder, **{**HOW, **how})
     return model
 
 
@@ -47,6 +48,19 @@ if __name__ == "__main__":
     trained(until=4, folder=out / "sharded")
     found["resumed"] = {"weights": trained(folder=out / "sharded").net.state_dict()}
     trained(until=4, folder=out / "for_others")
+    found["of_one"] = {"weights": trained(folder=out / "of_one").net.state_dict()}  # which one process began
+    found["watched"] = {"weights": trained(spikes="roll_back").net.state_dict()}
+    found["half"] = {"finite": all(v.isfinite().all() for v in trained(precision="fp16").net.state_dict().values())}
+    model = preset("llama-1m", vocab=256, window=32, num_hidden_layers=2)
+    room = 12 * model.size // 2 + (1 << 18)  # a half of the state each, and not enough for the rows
+    plain, memory.available = memory.available, lambda device: room
+    try:
+        Run(1).fit(model, text(), load("wsd")(), shard=True, **HOW)
+    except Bad as error:
+        found["foreseen"] = str(error)
+    memory.available = lambda device: room + (64 << 20)
+    found["roomy"] = {"weights": trained().net.state_dict()}
+    memory.available = plain
     try:
         Run(1).fit(preset("llama-1m", vocab=256, window=32), text(), load("sam")(rho=0.1), shard=True, **HOW)
     except Bad as error:

@@ -12,6 +12,7 @@ from trainlore.cli.options import On
 
 def do(
     method: Annotated[str, typer.Argument(help="The name of a step: see trainlore ls.")],
+    rows: Annotated[str | None, typer.Argument(metavar="[DATA]", help="The same as --data.")] = None,
     data: Annotated[str | None, typer.Option(help="A file, folder, world:NAME/PART or hub:ID.")] = None,
     model: Annotated[str | None, typer.Option(help="A preset, a Hugging Face folder or id.")] = None,
     out: Annotated[
@@ -27,20 +28,34 @@ def do(
 ) -> None:
     """Run one step on files: trainlore do dsir --data pool.jsonl --set target=dev.jsonl --set keep=0.1 --out kept.jsonl"""
     from trainlore import single
+    from trainlore.errors import Bad
 
-    single.do(method, data, model, out, sets or [], seed, force, on)
+    if rows is not None and data is not None:
+        raise Bad(f"{rows} and --data {data}: give the data once")
+    single.do(method, data or rows, model, out, sets or [], seed, force, on)
 
 
 def label(
-    data: Annotated[str, typer.Argument(help="The rows: a file, folder, world:NAME/PART or hub:ID.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="The rows: a file, folder, world:NAME/PART or hub:ID, or a run whose active learning waits."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The file of labels, JSONL, to begin or go on with.")],
     choices: Annotated[str, typer.Option(help="The classes, with commas: negative,positive or n=negative,p=positive.")],
     column: Annotated[str, typer.Option(help="What the label is called.")] = "label",
     by: Annotated[str | None, typer.Option(help="A column of scores: the highest is asked first.")] = None,
     show: Annotated[str, typer.Option(help="The columns to show, with commas (default: all that can be read).")] = "",
+    ids: Annotated[
+        str | None, typer.Option(help="A column that names the rows (default: their places in the file, from 0).")
+    ] = None,
+    labelled: Annotated[
+        Path | None, typer.Option(help="Also write the labelled rows here at the end: .jsonl .csv .parquet.")
+    ] = None,
 ) -> None:
     """Label rows by hand, one at a time; every answer is kept at once, and the same command goes on later."""
     from trainlore import labelling
 
     words = [c.strip() for c in choices.split(",") if c.strip()]
-    labelling.label(data, out, column, words, [c for c in show.split(",") if c], by)
+    labelling.label(data, out, column, words, [c.strip() for c in show.split(",") if c.strip()], by, ids, labelled)

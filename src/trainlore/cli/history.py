@@ -15,9 +15,12 @@ from trainlore.errors import Bad
 
 def trail(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
-    row: Annotated[int | None, typer.Option(help="The id of a row.")] = None,
+    row: Annotated[
+        int | None, typer.Option(help="The id of a row: of a file, its place in it, counted from 0.")
+    ] = None,
     of: Annotated[
-        str | None, typer.Option(help="The noun whose row it is (default: the first data of the recipe).")
+        str | None,
+        typer.Option(help="The data whose row it is, by name (default: the first that a step read)."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="The name of a model of the run; '' for the last one.")] = None,
     as_json: AsJson = False,
@@ -34,14 +37,17 @@ def trail(
     if as_json:
         print(trails.as_json(lines))
         return
+    width = max(len(line["method"]) + len(line["noun"]) for line in lines) + 4 if row is not None else 0
+    told: set[str] = set()
     for line in lines:
         if row is not None:
-            scores = ", ".join(
-                f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in line["scores"].items()
-            )
-            head = f"{line['step']:2d} {line['method']:<22} row {line['row']:<8}"
-            say(f"{head} [bold]{line['what']}[/bold]  {esc(scores)}")
-            say(f"     [dim]{esc(repr(line['text'][:110]))}[/dim]")
+            gave = f"{line['method']} → ${line['noun']}"
+            head = f"{line['step']:2d} {gave:<{width}}  row {line['row']:<7}"
+            say(f"{head} [bold]{esc(line['what'])}[/bold]  {esc(trails.said(line))}".rstrip())
+            for word, text in (("", line.get("text")), ("a copy of ", line.get("copied"))):
+                if text and (word or text not in told):  # a text is told once, and again where a step changes it
+                    told.add(text)
+                    say(f"     [dim]{word}{esc(repr(text[:110]))}[/dim]")
         else:
             data = f"  data ${line['wires']['data']}" if "data" in line["wires"] else ""
             head = f"{line['number']:2d} [bold]{line['name']}[/bold] → ${line['as']}{data}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Annotated, Any
 
@@ -77,14 +78,31 @@ def show(name: Annotated[str, typer.Argument(help="The name of a method.")], as_
     if as_json:
         print(json.dumps({"name": name, **entry(name), "result": cards.results().get(name)}, indent=1))
         return
-    entry(name)  # says what is near, where there is no such method
+    e = entry(name)  # says what is near, where there is no such method
+    text = re.sub(r"\n{3,}", "\n\n", cards.page(name)) + _on_files(name, e)
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.markdown import Markdown
 
-        Console().print(Markdown(cards.page(name)))
+        Console().print(Markdown(text))
     else:
-        print(cards.page(name))
+        print(text)
+
+
+def _on_files(name: str, e: dict[str, Any]) -> str:
+    """The command that runs a step on files of one's own; nothing for what runs only inside a training."""
+    if e["kind"] == "Part":
+        return ""
+    from trainlore.recipe import GIVES, TAKES
+
+    said = {"data": "--data ROWS.jsonl", "model": "--model MODEL"}
+    words = [f"trainlore do {name}", *(said[wire] for wire in TAKES[e["kind"]])]
+    for field, about in e["fields"].items():
+        if about["default"] is None:
+            kinds = {"Data": "MORE.jsonl", "Model": "MODEL", "tuple": "'[...]'", "list": "'[...]'"}
+            words.append(f"--set {field}={next((v for k, v in kinds.items() if k in about['type']), '...')}")
+    words.append({"Data": "--out KEPT.jsonl", "Model": "--out FOLDER"}.get(GIVES[e["kind"]], "--out REPORT.json"))
+    return f"\n## On files of yours\n\n```console\n$ {' '.join(words)}\n```\n"
 
 
 def search(

@@ -17,7 +17,7 @@ from trainlore.cli import races
 from trainlore.cli.options import On, Quiet, Sets
 from trainlore.cli.shipped import recipe_path
 from trainlore.console import esc
-from trainlore.errors import Bad
+from trainlore.errors import Bad, Busy
 
 
 def run(
@@ -86,8 +86,8 @@ def _run(made: Any, folder: Path, quiet: bool, **how: Any) -> None:
             on = (folder / "run.json").exists() and not there
             tell("[yellow]stopped[/yellow]" + (f"; go on with: trainlore resume {esc(folder)}" if on else ""))
             raise SystemExit(130) from None
-        except Exception:
-            if (folder / "run.json").exists() and not there:
+        except Exception as error:
+            if not isinstance(error, Busy) and (folder / "run.json").exists() and not there:
                 tell(f"[red]failed[/red]; what was finished is kept: trainlore resume {esc(folder)}")
             raise
     if leads:

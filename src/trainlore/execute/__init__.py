@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from trainlore import cluster, folders, needs, reporting
+from trainlore.errors import Bad, Busy
 from trainlore.execute import telling
 from trainlore.execute.record import Book
 from trainlore.execute.step import Scene, take
 from trainlore.given import Noun, given
-from trainlore.recipe import Recipe
+from trainlore.recipe import Recipe, Step
 from trainlore.runs import Interrupted, Run
-from trainlore.store import Store
+from trainlore.store import Store, full
 from trainlore.team import started
+
+LETS_GO = 3.0  # seconds in which the processes of a killed run see that they are to end
 
 
 @dataclasses.dataclass
@@ -60,54 +66,97 @@ def execute(
     Under `torchrun` all processes run every step, trainings share their batches out, and the first one writes.
     """
     cluster.check(on)
-    team = started()
-    folder = None
-    if out is not None:
-        folder = folders.allowed(recipe, Path(out), force, resume) if team.leads else Path(out)
-    heat = heat or Heat()
-    nouns: dict[str, Noun] = {
-        k: heat.ready[k] if k in heat.ready else given(k, source, recipe.spec.seed)
-        for k, source in recipe.spec.given.items()
-    }
-    if heat.alone:  # of a race, its preflight said so
-        needs.held_against(needs.of_steps(recipe.steps, lambda name: nouns[name].get() if name in nouns else None))
-    if folder is not None and team.leads and (not resume or folders.hardly_begun(folder)):
-        folders.begin(recipe, folder)
-    team.wait()
-    run = Run(recipe.spec.seed, folder, bars, on=on, profile=profile)
-    run.heat = heat
-    book = Book(recipe, run, folder if team.leads else None)
-    place = heat.store or (folder.resolve().parent / ".store" if folder is not None else None)
-    scene = Scene(run, book, Store(place) if place is not None else None, nouns, strict, tell)
-    chosen: list[telling.Choice] = []
-    try:
+    team, heat = started(), heat or Heat()
+    with contextlib.ExitStack() as held:
+        folder = None
+        if out is not None:
+            folder = folders.allowed(recipe, Path(out), force, resume) if team.leads else Path(out)
+        if folder is not None and team.leads and folder.is_dir():
+            with _alone(folder):  # nobody else is at work there
+                pass
+        nouns: dict[str, Noun] = {
+            k: heat.ready[k] if k in heat.ready else given(k, source, recipe.spec.seed)
+            for k, source in recipe.spec.given.items()
+        }
+        if heat.alone:  # of a race, its preflight said so
+            needs.held_against(needs.of_steps(recipe.steps, lambda name: nouns[name].get() if name in nouns else None))
+        if folder is not None and team.leads:
+            if not resume or folders.hardly_begun(folder):
+                folders.begin(recipe, folder)
+            held.enter_context(_alone(folder))
+        team.wait()
+        run = Run(recipe.spec.seed, folder, bars, on=on, profile=profile)
+        run.heat = heat
+        book = Book(recipe, run, folder if team.leads else None)
+        place = heat.store or (folder.resolve().parent / ".store" if folder is not None else None)
+        scene = Scene(run, book, Store(place) if place is not None else None, nouns, strict, tell)
         told = reporting.trackers(report_to if team.leads else (), folder or Path("."), recipe.spec.name)
-        with told as run.trackers, _interruptible(run), run.meter.running():
-            for number, step in enumerate(recipe.steps, 1):
-                pool = nouns.get(step.wires.get("data", ""))
-                nouns[step.gives] = take(scene, number, step)
-                if pool is not None and (book.record["steps"][-1].get("look") or {}).get("rows"):
-                    chosen.append((book.record["steps"][-1], pool, nouns[step.gives]))
-                moved = step.wires.get("model") if step.kind in ("Shape", "Fit") else None
-                if moved in step.last and moved != step.gives:
-                    nouns[moved].forget()  # it was moved into the step, not copied, and is another model now
-                if run.interrupted and number < len(recipe.steps):
-                    raise Interrupted
-    except Interrupted:
-        book.close("interrupted")
-        raise
-    except BaseException as error:
-        book.close("failed", f"{type(error).__name__}: {error}")
-        raise
-    book.record["agreement"] = telling.agreement(chosen)
-    book.close("finished")
-    team.wait()
-    if folder is not None and heat.alone and team.leads:
-        from trainlore import page
+        try:
+            with told as run.trackers, _interruptible(run), run.meter.running():
+                chosen = _lived(scene, recipe.steps)
+        except Interrupted:
+            book.close("interrupted")
+            raise
+        except BaseException as error:
+            with contextlib.suppress(Bad, OSError):  # the disk may be full
+                book.close("failed", f"{type(error).__name__}: {error}")
+            if isinstance(error, OSError) and (why := full(error, Path(error.filename or folder or "."))) is not error:
+                raise why from error
+            raise
+        book.record["agreement"] = telling.agreement(chosen)
+        book.close("finished")
+        team.wait()
+        if book.folder is not None:
+            shutil.rmtree(book.folder / "checkpoints", ignore_errors=True)  # of models that the store cannot keep
+            if heat.alone:
+                from trainlore import page
 
-        page.write(folder)
+                page.write(book.folder)
     wanted = nouns if heat.alone else {recipe.steps[-1].gives}
     return {name: noun.get() for name, noun in nouns.items() if not noun.gone and name in wanted}
+
+
+def _lived(scene: Scene, steps: list[Step]) -> list[telling.Choice]:
+    """Run the steps one after another; those that chose some rows of their data."""
+    chosen: list[telling.Choice] = []
+    nouns, run, done = scene.nouns, scene.run, scene.book.record["steps"]
+    for number, step in enumerate(steps, 1):
+        pool = nouns.get(step.wires.get("data", ""))
+        nouns[step.gives] = take(scene, number, step)
+        if pool is not None and (done[-1].get("look") or {}).get("rows"):
+            chosen.append((done[-1], pool, nouns[step.gives]))
+        moved = step.wires.get("model") if step.kind in ("Shape", "Fit") else None
+        if moved in step.last and moved != step.gives:
+            nouns[moved].forget()  # it was moved into the step, not copied, and is another model now
+        if run.interrupted and number < len(steps):
+            raise Interrupted
+    return chosen
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the run's folder: two processes that went on with one run would write into each other's files.
+
+    A process that dies lets go, if it was one of several a moment later.
+    """
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        until = time.monotonic() + LETS_GO
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise Busy(f"another process is at work in {folder}: wait for its end, or stop it first") from None
+                time.sleep(0.1)
+            except OSError:  # a file system that knows no locks of folders
+                break
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -7,21 +7,23 @@ import functools
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from trainlore.building import build
+from trainlore.console import esc
 from trainlore.errors import Bad
 from trainlore.execute import telling
 from trainlore.execute.record import Book
 from trainlore.given import Noun
-from trainlore.nouns import Model, Report
+from trainlore.nouns import Data, Model, Report
 from trainlore.recipe import TRAIN, Step, convert, refs
 from trainlore.registry import entry
 from trainlore.runs import Run
-from trainlore.store import Store, hash_of
+from trainlore.store import Store, hash_of, write
 from trainlore.team import Team
 
 ENGINE = 1  # part of every step's key: raised when the engine itself would give other numbers
@@ -68,8 +70,21 @@ def _key(scene: Scene, step: Step) -> str:
     asked = refs(step.fields) | refs([f for _, f in step.parts]) | set(step.wires.values())
     made_from = {name: scene.nouns[name].key for name in sorted(asked)}
     sources = [entry(m)["source"] for m in (step.name, *(p for p, _ in step.parts)) if m not in ("train", "save")]
+    read = sorted(files({**step.fields, "with": [f for _, f in step.parts]}))
     seed = scene.run.seed
-    return hash_of(ENGINE, shared(), step.name, sources, step.fields, step.wires, step.parts, made_from, seed)
+    return hash_of(ENGINE, shared(), step.name, sources, step.fields, step.wires, step.parts, made_from, read, seed)
+
+
+def files(value: Any) -> set[tuple[str, int, int]]:
+    """The files that are named anywhere in a field, with their size and time: answers are added to a file of labels."""
+    if isinstance(value, dict | list | tuple):
+        return set().union(*map(files, value.values() if isinstance(value, dict) else value))
+    try:
+        if not isinstance(value, str) or not (path := Path(value).expanduser()).is_file():
+            return set()
+        return {(value, (stat := path.stat()).st_size, stat.st_mtime_ns)}
+    except (OSError, ValueError):  # a text that is no path
+        return set()
 
 
 def _rest(scene: Scene, step: Step) -> Step:
@@ -108,6 +123,9 @@ def _anew(scene: Scene, number: int, step: Step, key: str) -> Noun:
     scene.tell(f"{number:2d}/{len(book.recipe.steps)} {step.name} → ${step.gives}")
     book.begin(number, step, key)
     before, start = run.meter.state(), time.perf_counter()
+    if book.folder is not None:
+        _of_this_step(book.folder / "checkpoints", run.label, key)
+    Team().wait()  # before the others look for checkpoints
     result = _run(scene, step)
     after = run.meter.state()
     record = {k: after[k] - before[k] for k in (*SPENT, "work")}
@@ -118,6 +136,10 @@ def _anew(scene: Scene, number: int, step: Step, key: str) -> Noun:
         "parity": run.parity,
         "cached": False,
     }
+    if step.name == "train" and (told := result.about.get("compiled")):
+        record["compiled"] = told
+        outside = f"; outside the graphs: {', '.join(told['outside'])}" if told["outside"] else ""
+        scene.tell(f"   [dim]compiled {told['pieces']} blocks by {told['backend']}{esc(outside)}[/dim]")
     if dead := [e["part"] for e in run.effects if e["dead"]]:
         message = f"{step.where}: {', '.join(dead)} did nothing in any step that was looked at: a dead switch"
         scene.tell(f"   [red]{message}[/red]")
@@ -128,13 +150,33 @@ def _anew(scene: Scene, number: int, step: Step, key: str) -> Noun:
     if isinstance(result, Report) and book.folder is not None:
         telling.outcomes(result, book.folder / "outcomes" / f"{run.label}.parquet")
     team = Team()
+    if isinstance(result, Data) and not team.agrees(result.ids.tobytes()):
+        raise Bad(f"{step.where}: {step.name} came out different on {team.size} processes: run this step on one")
     wanted = step.name != "save" and step.gives != run.heat.watched and team.leads
     kept = store is not None and wanted and store.put(key, result, {"record": record})
     book.add(number, step, key, record)
-    if book.folder is not None and kept:
-        shutil.rmtree(book.folder / "checkpoints", ignore_errors=True)
+    if book.folder is not None and kept:  # of a step that cannot be kept the checkpoints are what a resumed run has
+        _forget(book.folder / "checkpoints", run.label)
     team.wait()
     return Noun(key, lambda: result)
+
+
+def _of_this_step(folder: Path, label: str, key: str) -> None:
+    """Forget the checkpoints of a step that was another when they were written: its method, say, was changed since."""
+    mark = folder / f"{label}.key"
+    if mark.exists() and mark.read_text() == key:
+        return
+    _forget(folder, label)
+    write(mark, key)
+
+
+def _forget(folder: Path, label: str) -> None:
+    """Remove the checkpoints of one step, and their folder if it was the last."""
+    (folder / f"{label}.key").unlink(missing_ok=True)
+    for place in folder.glob(f"{label}-*"):
+        shutil.rmtree(place, ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _looked(scene: Scene, step: Step, out: Callable[[], Any]) -> dict[str, Any]:
@@ -157,7 +199,7 @@ def _run(scene: Scene, step: Step) -> Any:
     if step.name == "train":
         parts = [build(name, fields, nouns) for name, fields in step.parts]
         parts += run.heat.watchers if step.gives == run.heat.watched else ()
-        return _train(run, main["model"], main["data"], parts, step)
+        return _train(scene, main["model"], main["data"], parts, step)
     return run.step(build(step.name, step.fields, nouns), *main.values())
 
 
@@ -172,10 +214,22 @@ def _save(run: Run, step: Step, model: Model) -> Model:
     return model
 
 
-def _train(run: Run, model: Model, data: Any, parts: list[Any], step: Step) -> Model:
-    fields = {k: convert(v, TRAIN[k]) for k, v in step.fields.items()}
+def _train(scene: Scene, model: Model, data: Any, parts: list[Any], step: Step) -> Model:
+    run, fields = scene.run, {k: convert(v, TRAIN[k]) for k, v in step.fields.items()}
+    scene.tell(f"   [dim]{_where(fields)}[/dim]")
     before, start = run.meter.work, time.perf_counter()
     model = run.fit(model, data, *parts, **fields)
     spent = {"seconds": time.perf_counter() - start, "work": run.meter.work - before}
     model.trail = (*model.trail, {"method": "train", "step": run.label, **spent})
     return model
+
+
+def _where(fields: dict[str, Any]) -> str:
+    """The device, the precision and the processes that a training with these fields runs with."""
+    from trainlore.placement import choose_device, chosen_precision
+
+    team = Team()
+    device = choose_device(fields.get("device", "auto"), team.size)
+    kind = str(chosen_precision(fields.get("precision", "auto"), device)).removeprefix("torch.")
+    several = f", {team.size} processes" + ", weights shared out" * bool(fields.get("shard")) if team.size > 1 else ""
+    return f"on {device}, {kind}{several}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trainlore.looking.columns import SAID, changed, coded, sides, worded
+from trainlore.looking.columns import SAID, changed, coded, numbers, pieces, sides, worded
 from trainlore.looking.drops import copies, domains, examples, reasons
 from trainlore.looking.maps import mapped
 from trainlore.looking.scores import histogram, oriented
@@ -25,9 +25,11 @@ MANY = 100  # different words in a column of text beyond which it is no reason
 def look(given: Data, out: Data) -> dict[str, Any]:
     """Scores, reasons, domains, copies, examples and a map of what this step kept and dropped; {} where it dropped nothing.
 
-    What it dropped are the rows in play before it and not after it, not all that are out of play.
+    What it dropped are the rows in play before it and not after it, not all that are out of play; of a step that `made` rows,
+    those of its own that it dropped.
     """
-    seen = sides(given, out)
+    made = pieces(given, out)
+    seen = made or sides(given, out)
     if seen is None or seen[1].all():
         return {}
     pool, kept = seen
@@ -40,13 +42,14 @@ def look(given: Data, out: Data) -> dict[str, Any]:
     return {
         "rows": len(pool),
         "kept": int(kept.sum()),
+        "made": made is not None,
         "columns": new,
         "scores": scores,
         "reasons": reasons(pool, reason, kept) if reason else {},
         "domains": domains(pool, kept),
         "copies": copies(pool, kept, new),
         "examples": examples(pool, kept, edge, coded(pool, reason)[0] if reason else None, new),
-        "map": mapped(pool, kept, edge),
+        "map": mapped(pool, kept, numbers(pool, scores[0]["name"]) if scores else None),
     }
 
 

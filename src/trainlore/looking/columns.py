@@ -10,10 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainlore.nouns import Data
+from trainlore.nouns.columns import gathered
 
 LETTERS = 320  # of a text that is shown
 TEXTS = ("text",), ("prompt", "completion"), ("prompt", "chosen"), ("prompt",), ("messages",)
-SAID = {"domain", "label", *(n for names in TEXTS for n in names)}  # no score or reason, though a step writes them anew
+SAID = {
+    "domain",
+    "label",
+    "parents",
+    *(n for names in TEXTS for n in names),
+}  # no score or reason, though a step writes them anew
 
 
 def sides(given: Data, out: Data) -> tuple[Data, np.ndarray] | None:
@@ -35,6 +41,16 @@ def sides(given: Data, out: Data) -> tuple[Data, np.ndarray] | None:
     return pool, np.isin(rows, out.rows)
 
 
+def pieces(given: Data, out: Data) -> tuple[Data, np.ndarray] | None:
+    """The rows that the step made of those given, where it dropped some of them at once, and which it kept (N,)."""
+    if out.rows is None or "parents" not in out.columns or out.table.num_rows == len(out.rows):
+        return None
+    if "parents" in given.columns and out.table["parents"].equals(given.table["parents"]):
+        return None
+    whole = out.whole()
+    return whole, np.isin(np.arange(len(whole)), out.rows)
+
+
 def changed(given: Data, pool: Data) -> list[str]:
     """The columns that the step added or wrote anew."""
     same = given.hashes() if given.table.num_rows == pool.table.num_rows else {}
@@ -54,7 +70,7 @@ def numbers(data: Data, name: str) -> np.ndarray | None:
 
 def coded(data: Data, name: str) -> tuple[np.ndarray, list[str]]:
     """A column as places (N,) in the list of its different values, the most frequent first."""
-    column = data.table[name] if data.rows is None else data.table[name].take(pa.array(data.rows))
+    column = data.table[name] if data.rows is None else gathered(data.table[name], data.rows)
     found = pc.fill_null(column.cast(pa.large_string()), "").combine_chunks().dictionary_encode()
     codes = found.indices.to_numpy(zero_copy_only=False)
     order = np.argsort(-np.bincount(codes, minlength=len(found.dictionary)), kind="stable")

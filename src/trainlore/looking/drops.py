@@ -105,7 +105,8 @@ def _told(pool: Data, at: np.ndarray, columns: list[str]) -> list[dict[str, Any]
     some, group = pool.take(at), grouped(pool)
     plain = [c for c in columns if c not in SAID and not pa.types.is_nested(pool.table.schema.field(c).type)]
     wanted = [*plain, *([group] if group and group not in plain else [])]
-    rows = gathered_table(some.table.select(wanted), some.rows).to_pylist() if wanted else [{}] * len(some)
+    where = at if pool.rows is None else pool.rows[at]
+    rows = gathered_table(pool.table.select(wanted), where).to_pylist() if wanted else [{}] * len(some)
     out = []
     for id, text, row in zip(some.ids.tolist(), texts(pool, at), rows, strict=True):
         said = {

@@ -15,9 +15,10 @@ BUCKETS, READ = 1024, 2000  # of words and pairs of words, and letters of a text
 WIDE, HIGH = 1000, 750  # places on the map
 
 
-def mapped(pool: Data, kept: np.ndarray, edge: np.ndarray | None) -> dict[str, Any]:
+def mapped(pool: Data, kept: np.ndarray, score: np.ndarray | None) -> dict[str, Any]:
     """A sample of the pool on a plane (PCA), the same for every step that chose from it, and kept rows more where those are
-    few. Numbers are written as words in one string: x, y, kept, the rank of the score (0 to 99, -1 unknown), the domain."""
+    few. Numbers are written as words in one string: x, y, kept, the rank of the score (0 to 99, low to high, -1 unknown), the
+    domain."""
     order = np.random.default_rng(0).permutation(len(pool))
     at, rest = order[:POOL], order[POOL:]
     more = rest[kept[rest]][: max(0, MORE - int(kept[at].sum()))]
@@ -39,10 +40,10 @@ def mapped(pool: Data, kept: np.ndarray, edge: np.ndarray | None) -> dict[str, A
         "y": _words(place[:, 1]),
         "kept": _words(kept[where]),
     }
-    if edge is not None:
-        known = np.isfinite(edge)
+    if score is not None:
+        known = np.isfinite(score)
         rank = np.full(len(pool), -1.0)
-        rank[known] = np.argsort(np.argsort(edge[known], kind="stable")) * 99 // max(1, int(known.sum()) - 1)
+        rank[known] = np.argsort(np.argsort(score[known], kind="stable")) * 99 // max(1, int(known.sum()) - 1)
         out["score"] = _words(rank[where])
     if group is not None:
         codes, names = coded(pool, group)

@@ -66,6 +66,8 @@ def histogram(pool: Data, name: str, kept: np.ndarray, bins: int = 40) -> dict[s
     return {
         "name": name,
         "edges": edges.tolist(),
+        "beyond": int(((score[known] < low) | (score[known] > high)).sum()),  # counted in the first and the last bar
+        "none": int((~known).sum()),
         "kept": np.histogram(np.clip(inside, low, high), edges)[0].tolist(),
         "dropped": np.histogram(np.clip(outside, low, high), edges)[0].tolist(),
         "right": found["right"] if found is not None else None,

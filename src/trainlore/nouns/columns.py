@@ -138,3 +138,11 @@ def hash_of(column: pa.ChunkedArray) -> str:
         piece = pa.concat_arrays(column.slice(at, 1 << 16).chunks)
         digest.update(pa.RecordBatch.from_arrays([piece], ["c"]).serialize())
     return digest.hexdigest()
+
+
+def holed(column: pa.ChunkedArray) -> bool:
+    """Whether a list of whole numbers holds a value that is missing."""
+    flat = column
+    while listed(flat.type):
+        flat = pa.chunked_array([c.flatten() for c in flat.chunks], flat.type.value_type)
+    return bool(flat.null_count) and not pa.types.is_floating(flat.type)

@@ -21,6 +21,7 @@ from trainlore.nouns.columns import (
     gathered,
     gathered_table,
     hash_of,
+    holed,
     leaf,
     listed,
     numeric,
@@ -38,6 +39,8 @@ Batch = dict[str, Any]
 TOKENS = "input_ids", "labels", "segment_ids", "position_ids"
 DENSE = "features", "pixel_values"  # what a network reads as it is: never padded
 PAD = {"labels": -100, "segment_ids": -1}  # by the end of a column's name; everything else pads with zero
+READ = (*TOKENS, *DENSE, "label", "weight")  # what the engine reads of a batch: a value missing there is an error
+GAPS = "numbers, of which some are missing"  # such a column of the user's own stays out of batches
 CHUNK = 8192  # rows turned into Python objects at a time
 
 
@@ -178,6 +181,19 @@ class Data:
         """The columns of these that there are, as one name a row: what a Report is grouped by."""
         return {n: np.asarray(self[n]).astype(str).tolist() for n in names if n in self.columns}
 
+    def _gaps(self, name: str) -> bool:
+        """Whether a row in play has no value in a column of whole numbers or their lists; fractions are NaN there."""
+        held = self._memo.get(("gaps", name))
+        if held is None or held[0] is not self.rows:
+            whole = self._whole(name)
+            missing = self._memo.get(("missing", name))
+            if missing is not None:
+                found = bool((missing if self.rows is None else missing[self.rows]).any())
+            else:
+                found = not isinstance(whole, np.ndarray) and holed(self.table[name])
+            held = self._memo["gaps", name] = self.rows, found
+        return held[1]
+
     def need_column(self, name: str) -> None:
         """Raise Bad unless the column is there."""
         if name not in self.columns:
@@ -230,6 +246,8 @@ class Data:
         """What each batch column will hold, in the words that parts' `needs` and `gives` are written in."""
 
         def kind(name: str, t: pa.DataType) -> str:
+            if name not in READ and numeric(t) and self._gaps(name):
+                return GAPS
             if listed(t):
                 if name in DENSE or pa.types.is_floating(leaf(t)):
                     return "shares" if name == "labels" else "numbers"
@@ -288,7 +306,7 @@ class Data:
                     array = pc.if_else(pa.array(where >= 0), array, table[name])
             at = table.schema.get_field_index(name)
             table = table.append_column(name, array) if at < 0 else table.set_column(at, name, array)
-            for key in ("whole", "missing", "ragged", "hash"):
+            for key in ("whole", "missing", "gaps", "ragged", "hash"):
                 memo.pop((key, name), None)
         return dataclasses.replace(self, table=table, _memo=memo)
 
@@ -339,7 +357,8 @@ class Data:
     def batch(self, positions: Any, model: Model | None = None) -> Batch:
         """These rows as torch tensors, ragged lists padded on the right to a multiple of 8.
 
-        `row` holds the positions; `attention_mask` is 1 on real tokens; text columns stay behind.
+        `row` holds the positions; `attention_mask` is 1 on real tokens; text stays behind, and so do whole numbers that
+        some row in play lacks, unless it is what the network reads or learns: that is an error.
         """
         import torch
 
@@ -349,6 +368,8 @@ class Data:
         for name, t in zip(self.table.column_names, self.table.schema.types, strict=True):
             ragged = listed(t) and not isinstance(self._whole(name), np.ndarray)
             if not numeric(t) or (ragged and (name == "parents" or listed(t.value_type))):
+                continue
+            if name not in READ and not name.endswith("input_ids") and self._gaps(name):
                 continue
             if ragged:
                 batch[name] = _padded(*self._ragged(name), rows, _pad(name, model))

@@ -89,7 +89,7 @@ class _Limit:
         if not self.truncate:
             raise Bad(
                 f"row {self.data.ids[row]} has {len(ids):,} tokens, the model's window is {self.window:,}: cut the rows (`even_pieces`), "
-                "pack them (`best_fit_packing`), or say truncate: true"
+                "pack them (`best_fit_packing`), or say truncate: true where a step has it"
             )
         return ids[: self.window]
 

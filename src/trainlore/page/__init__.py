@@ -27,6 +27,7 @@ def write(folder: Path) -> Path:
         ("Loss", models.losses(record)),
         ("Data", data.data(record)),
         ("Choices", data.choices(record)),
+        ("Asked", data.asked(folder, record)),
         ("Measurements", models.measurements(record)),
         ("Samples", models.samples(record)),
         ("Cost", engine.cost(record)),
@@ -52,17 +53,21 @@ def _head(record: dict) -> str:
     seconds = sum(s["seconds"] for s in steps if not s["cached"])
     dead = [e["part"] for s in steps for e in s["effects"] if e["dead"]]
     gates = [p for s in steps for p in s["parity"]]
-    cards = [
-        (big(record.get("meter", {}).get("work", 0.0), "FLOP"), "work, all networks"),
+    work, tokens = record.get("meter", {}).get("work", 0.0), sum(s["tokens"] for s in steps)
+    cards = [(big(work, "FLOP"), "work, all networks")] if work else []
+    cards.append(
         (
             f"{int(seconds // 60)} min {int(seconds % 60)} s" if seconds >= 60 else f"{seconds:.0f} s",
             "of steps that ran",
-        ),
-        (big(sum(s["tokens"] for s in steps)), "tokens through networks"),
-        (big(max((s["peak"] for s in steps), default=0), "B"), "peak memory"),
-        (str(len(dead)) if dead else "none", "dead switches"),
-        (f"{sum(p['passed'] for p in gates)} of {len(gates)}", "parity gates passed"),
-    ]
+        )
+    )
+    if tokens:
+        cards.append((big(tokens), "tokens through networks"))
+    cards.append((big(max((s["peak"] for s in steps), default=0), "B"), "peak memory"))
+    if any(s["effects"] for s in steps):
+        cards.append((str(len(dead)) if dead else "none", "dead switches"))
+    if gates:
+        cards.append((f"{sum(p['passed'] for p in gates)} of {len(gates)}", "parity gates passed"))
     grid = "".join(f'<div class="card"><b>{esc(v)}</b><span>{esc(k)}</span></div>' for v, k in cards)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["started"]))
     line = f"{when} · seed {record['seed']} · {len(steps)} of {record['total']} steps · {record['state']}"

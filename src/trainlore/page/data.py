@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from pathlib import Path
 
 from trainlore import figures
@@ -37,6 +39,8 @@ def choices(record: dict) -> str:
     """What every step that narrows its data kept and dropped, by which score, and how far those that chose from one pool agree."""
     out = "".join(_choice(s) for s in record["steps"] if s.get("look"))
     for one in record.get("agreement", []):
+        if not one["pairs"]:  # of the others one made rows of its own
+            continue
         rows = [
             [
                 f"<b>{esc(p['one'])}</b> and <b>{esc(p['other'])}</b>",
@@ -44,13 +48,13 @@ def choices(record: dict) -> str:
                 f"{p['overlap']:.0%}",
                 f'<div class="bar" style="width:{100 * p["overlap"]:.0f}px"></div>',
                 f"{p['chance']:.0%}",
-                number(p["rank"]),
+                "–" if p["rank"] is None else f"{p['rank']:.2f}",
             ]
             for p in one["pairs"]
         ]
         head = ["", "rows both keep", "overlap", "", "by chance", "rank correlation of scores"]
         out += f"<h3>Agreement of those that chose from ${esc(one['pool'])}</h3>" + table(head, rows, (1, 2, 4, 5))
-        out += '<p class="soft">Overlap: of the rows that either keeps, those that both keep; by chance: of two random choices of these sizes. Scores are turned so that high means kept.</p>'
+        out += '<p class="soft">Overlap: of the rows that either keeps, those that both keep; by chance: of two random choices of these sizes. Scores are turned so that high means kept; – where one of the two has no score.</p>'
     return out
 
 
@@ -65,24 +69,51 @@ def _choice(step: dict) -> str:
         rows = [[esc(word) or "(none)", number(lost), *[number(held)] * both] for word, lost, held in found["counts"]]
         drawn += table([esc(found["column"]), "dropped", *["kept"] * both], rows, (1, 2))
     body = f'<div class="pair two">{drawn}</div>' if drawn else ""
+    body += "".join(_bounds(s) for s in look["scores"])
     if found := look["map"]:
         score = look["scores"][0]["name"] if look["scores"] else ""
         more = f", and {found['more']} more of the kept ones" if found["more"] else ""
         body += f'<div class="pair maps">{figures.cloud(found, score, look["domains"].get("column", "domain"))}</div>'
         body += f'<p class="soft">A map of {number(found["pool"])} of {number(look["rows"])} rows{more}: near each other where their {esc(found["by"])} are alike (PCA).</p>'
-    body += _examples(look["examples"], bool(look["scores"]) and not look["reasons"])
-    if found := look["copies"]:
+    found = look["copies"]
+    if not found or found["rows"] < look["rows"] - look["kept"]:  # else the copies are examples enough
+        body += _examples(look["examples"], bool(look["scores"]), bool(look["reasons"]))
+    if found:
         body += f"<p><b>Copies</b>: {number(found['rows'])} rows copy {number(found['groups'])} others; the largest group has {number(found['largest'])} rows</p>"
         cells = ""
         for pair in found["pairs"]:
-            cells += card("drop", f'<b class="bad">dropped</b> row {pair["row"]}', pair["text"])
-            cells += card("kept", f"copy of row {pair['of']}", pair["text_of"])
+            mine, other = _marked(pair["text"], pair["text_of"])
+            cells += card("drop", f'<b class="bad">dropped</b> row {pair["row"]}, a copy of', mine)
+            cells += card("kept", f'<b class="good">kept</b> row {pair["of"]}', other)
         body += f'<div class="pair two">{cells}</div>'
-    share = f"{look['kept']:,} of {look['rows']:,} rows kept ({look['kept'] / look['rows']:.1%})"
+    of = "rows that it made" if look.get("made") else "rows"
+    share = f"{look['kept']:,} of {look['rows']:,} {of} kept ({look['kept'] / look['rows']:.1%})"
     return f'<details class="look" open><summary>{title}: {share}</summary>{body}</details>'
 
 
-def _examples(found: dict, ordered: bool, most: int = 4) -> str:
+def _bounds(score: dict) -> str:
+    """What a histogram does not show: rows beyond its ends, and rows without a score."""
+    said = (
+        [f"{number(n)} rows lie beyond its ends and are counted in its outer bars"]
+        if (n := score.get("beyond"))
+        else []
+    )
+    said += [f"{number(n)} rows have none"] if (n := score.get("none")) else []
+    return f'<p class="soft">{esc(score["name"])}: {"; ".join(said)}.</p>' if said else ""
+
+
+def _marked(one: str, other: str) -> tuple[str, str]:
+    """Two texts as HTML, the words in which they differ marked."""
+    words: list[list[str]] = [re.split(r"(\s+)", text) for text in (one, other)]
+    sides: tuple[list[str], list[str]] = ([], [])
+    for what, *at in difflib.SequenceMatcher(a=words[0], b=words[1], autojunk=False).get_opcodes():
+        for side, text, (low, high) in zip(sides, words, (at[:2], at[2:]), strict=True):
+            said = esc("".join(text[low:high]))
+            side.append(said if what == "equal" or not said.strip() else f"<mark>{said}</mark>")
+    return "".join(sides[0]), "".join(sides[1])
+
+
+def _examples(found: dict, scored: bool, reasoned: bool, most: int = 4) -> str:
     """Kept against dropped rows, side by side."""
     sides = {}
     for side, rows in found.items():
@@ -96,8 +127,11 @@ def _examples(found: dict, ordered: bool, most: int = 4) -> str:
             row = sides[side][at]
             said = [f"{esc(k)} {number(v) if isinstance(v, int | float) else esc(v)}" for k, v in row["scores"].items()]
             head = [f'<b class="{word}">{side}</b> row {row["row"]}', *filter(None, [esc(row["domain"])]), *said]
-            out += card(side[:4], " · ".join(head), row["text"])
-    note = '<p class="soft">From the rows nearest to the cut to the farthest:</p>' if ordered else ""
+            out += card(side[:4], " · ".join(head), esc(row["text"]))
+    note = ""
+    if scored:
+        lost = "dropped rows by their reasons in turn" if reasoned else "dropped rows the other way round"
+        note = f'<p class="soft">Kept rows from the worst score up to the best, {lost}:</p>'
     return f'{note}<div class="pair two">{out}</div>'
 
 
@@ -122,20 +156,21 @@ def trails(folder: Path, record: dict) -> str:
         lines = trail.row(folder, int(id), root)
         rows = []
         for line in lines:
-            scores = ", ".join(
-                f"{esc(k)} {number(v) if isinstance(v, int | float) else esc(v)}" for k, v in line["scores"].items()
+            text = esc(line.get("text", "")[:90]) + (
+                f"<br>a copy of: {esc(line['copied'][:90])}" if "copied" in line else ""
             )
             kind = "good" if line["what"] == "kept" else "bad" if line["what"] == "dropped" else "soft"
             rows.append(
                 [
                     f"{line['step']} {esc(line['method'])}",
                     f'<span class="{kind}">{esc(line["what"])}</span>',
-                    scores,
-                    f'<span class="soft">{esc(line["text"][:90])}</span>',
+                    esc(trail.said(line)),
+                    f'<span class="soft">{text}</span>',
                 ]
             )
-        end = lines[-1]["what"] if lines else ""
-        out += f"<details><summary>row {id} of ${esc(root)}: {esc(end)} by {esc(lines[-1]['method']) if lines else ''}</summary>{table(['step', '', 'scores', ''], rows)}</details>"
+        told = [line for line in lines if "text" in line]
+        end = next((line for line in reversed(lines) if "trained on" in line["what"]), (told or lines)[-1])
+        out += f"<details><summary>row {id} of ${esc(root)}: {esc(end['what'])} by {esc(end['method'])}</summary>{table(['step', '', 'scores', ''], rows)}</details>"
     return out
 
 
@@ -152,19 +187,51 @@ def _sources(steps: list[dict], root: str) -> list[int]:
 
 def _traced(steps: list[dict], ids: list[int]) -> tuple[str, list[int]]:
     """The noun these rows of the last step's data came from at the very first, and which of its rows they were."""
-    import numpy as np
+    from trainlore import trail
 
     noun = steps[-1]["as"]
     for step in reversed(steps):
         if step["as"] != noun:
             continue
-        out = step["out"]
-        if step.get("made"):
-            where = np.flatnonzero(np.isin(out.ids, ids))
-            try:
-                values, offsets = out.take(where).lists("parents")
-                ids = values[offsets[:-1]].tolist()
-            except ValueError:
-                ids = np.asarray(out.take(where)["parents"]).tolist()
+        if step.get("made"):  # of several rows the first one; some are made of none
+            ids = [mine[0] for id in ids if (mine := trail.parents(step["out"], [id]))]
         noun = step["from"]
     return noun, [int(i) for i in ids]
+
+
+def asked(folder: Path, record: dict) -> str:
+    """What active learning asked about, round by round, and which rows still wait for an answer."""
+    from trainlore import trail
+
+    _, store = trail.opened(folder)
+    out = ""
+    for step in record["steps"]:
+        if step["kind"] != "Fit" or "pool" not in step["fields"] or not store.has(step["key"]):
+            continue
+        try:
+            about = store.get(step["key"]).about
+        except Exception:  # a store that was damaged: the report is written all the same
+            continue
+        if "waiting" not in about:
+            continue
+        rows = [_round(told) for told in about["asked"]]
+        head = ["round", "asked", "rows", "labels given", "agreement", "entropy"]
+        waiting = about["waiting"]
+        out += f"<p><b>{step['number']} {esc(step['name'])}</b> \u2192 ${esc(step['as'])}: {number(sum(len(t['rows']) for t in about['asked']))} labels asked for and given</p>"
+        out += table(head, rows, (0, 1, 4, 5)) if rows else ""
+        if waiting:
+            out += f'<p class="bad">{number(len(waiting))} rows wait for an answer: {esc(_few(waiting))}</p>'
+            command = f"trainlore label {esc(folder)} --out LABELS.jsonl --choices A,B"
+            out += f"<p>Give them one, then run the recipe again: <code>{command}</code></p>"
+    return out
+
+
+def _round(told: dict) -> list[str]:
+    counts = {k: told["labels"].count(k) for k in sorted(set(told["labels"]))}
+    classes = ", ".join(f"{n} of class {k}" for k, n in counts.items())
+    measures = [number(told.get("kappa")), number(told.get("entropy"))]
+    return [str(told["round"]), number(len(told["rows"])), esc(_few(told["rows"])), esc(classes), *measures]
+
+
+def _few(ids: list[int], most: int = 12) -> str:
+    return ", ".join(map(str, ids[:most])) + (f" and {len(ids) - most} more" if len(ids) > most else "")

@@ -11,18 +11,22 @@ from trainlore.errors import Bad
 if TYPE_CHECKING:
     from trainlore.nouns import Data
 
-__all__ = ["row_lengths", "take_budget", "take_within"]
+__all__ = ["row_lengths", "take_below", "take_budget", "take_within"]
 
 
 def take_budget(
-    score: np.ndarray, keep: float, tokens: float | None = None, lengths: np.ndarray | None = None
+    score: np.ndarray,
+    keep: float,
+    tokens: float | None = None,
+    lengths: np.ndarray | None = None,
+    otherwise: str = "loosen the filter",
 ) -> np.ndarray:
     """Positions, ascending, of the rows with the highest `score` (N,) that a budget pays for.
 
     Without `tokens`: the best `round(keep * N)` rows, at least one. With `tokens`: rows are taken from the best down until
     the next one would not fit; `tokens` above 1 is a number of tokens, at most 1 a share of `lengths.sum()`, and `lengths`
     (N,) says what each row costs. At least one row is kept. A score of -inf is never taken: fewer rows left than the
-    budget pays for is an error, because the arms of a race would then differ in size unseen.
+    budget pays for is an error, because the arms of a race would then differ in size unseen; `otherwise` is its way out.
     """
     score = np.asarray(score)
     n = len(score)
@@ -41,7 +45,7 @@ def take_budget(
         count = max(round(keep * n), 1)
         if count > allowed:
             raise Bad(
-                f"keep={keep} asks for {count} of {n} rows and only {allowed} may be taken; lower keep or loosen the filter"
+                f"keep={keep} asks for {count} of {n} rows and only {allowed} may be taken; lower keep or {otherwise}"
             )
         return np.sort(best[:count])
     if lengths is None or len(lengths) != n:
@@ -54,10 +58,17 @@ def take_budget(
     if allowed < n and (allowed == 0 or spent[-1] < min(limit, int(lengths.sum())) * (1 - 1e-9)):
         have = int(spent[-1]) if allowed else 0
         raise Bad(
-            f"tokens={tokens} asks for {int(limit)} tokens and the {allowed} rows that may be taken hold {have}; lower tokens or loosen the filter"
+            f"tokens={tokens} asks for {int(limit)} tokens and the {allowed} rows that may be taken hold {have}; lower tokens or {otherwise}"
         )
     # A relative hair of slack: a share times a sum must not lose a row to rounding.
     return np.sort(best[: max(int(np.searchsorted(spent, limit * (1 + 1e-12), side="right")), 1)])
+
+
+def take_below(score: np.ndarray, keep: float, skip: float) -> np.ndarray:
+    """As `take_budget`, passing over the share `skip` of all rows that score highest: likely wrong labels."""
+    left = np.array(score)
+    left[np.argsort(-left, kind="stable")[: round(skip * len(left))]] = -np.inf
+    return take_budget(left, keep)
 
 
 def row_lengths(data: Data) -> np.ndarray:

@@ -10,18 +10,20 @@ gradient of a weight is made; lengths and products follow without it ("ghosts"):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 from torch.func import functional_call, grad, vjp, vmap
 
 from trainlore import meter
 
-__all__ = ["Factors", "Unfit", "by_backward", "captured", "cut", "dots", "entries", "owners_of", "squares", "uncounted", "vectorized", "whole", "write"]  # fmt: skip
+__all__ = ["Factors", "Listener", "Unfit", "by_backward", "cut", "dots", "entries", "lengths", "uncounted", "vectorized", "whole", "write"]  # fmt: skip
 
 PIECE = 2**22  # numbers of a product of factors made at once: what stays in the processor's caches
 
@@ -72,42 +74,70 @@ def owners_of(losses: nn.Module, weights: Weights) -> Owners:
     return {m: own for m, own in held.items() if own}
 
 
-def captured(losses: nn.Module, weights: Weights, owners: Owners, batch: dict[str, Tensor]) -> Parts:
-    """From one forward and one backward of the batch. Raises Unfit where a layer does not keep the rows first."""
-    rows = len(batch["row"])
-    calls: list[tuple[nn.Module, tuple, dict, Tensor | None, int]] = []
-    edges: list[Any] = []
+class Listener:
+    """Parts of one batch after another, each from one forward and one backward. It stays on the layers until `close`.
 
-    def before(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if args and rows > 1 and args[0].shape[:1] == (1,):  # positions, shared by all rows until here
-            return (args[0].expand(rows, *args[0].shape[1:]), *args[1:]), kwargs
-        return None
+    It puts itself in the place of their `forward`: a call costs less than with hooks, and whatever hooks there are make of
+    what a layer reads and gives, it sees what the layer itself read and gave.
+    """
 
-    def after(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> None:
+    def __init__(self, losses: nn.Module, weights: Weights) -> None:
+        self.losses, self.weights, self.owners = losses, weights, owners_of(losses, weights)
+        self.rows = 0  # of the batch that goes forward; 0: nothing is listened to
+        self.before: dict[nn.Module, Any] = {}  # what stood there
+        self.calls: list[tuple[nn.Module, tuple, dict, Tensor | None, int]] = []
+        self.edges: list[GradientEdge] = []
+
+    def __call__(self, batch: dict[str, Tensor]) -> Parts:
+        """The parts of a batch. Raises Unfit where a layer does not keep the rows first."""
+        if not self.before:
+            self._open()
+        self.rows = rows = len(batch["row"])
+        try:
+            loss = self.losses(batch).sum()
+        finally:
+            self.rows = 0
+            calls, self.calls = self.calls, []
+            edges, self.edges = self.edges, []
+        if not edges:
+            raise Unfit("no layer holds the weights")
+        slopes = torch.autograd.grad(loss, edges, allow_unused=True)
+        parts: Parts = {}
+        with torch.no_grad():
+            for (module, args, kwargs, out, version), slope in zip(calls, slopes, strict=True):
+                if slope is not None:
+                    gave = out if out is not None and out._version == version else None  # not written over since
+                    for name, part in _parts_of(module, self.owners[module], args, kwargs, gave, slope, rows):
+                        parts[name] = _joined(parts[name], part) if name in parts else part
+            return {n: parts[n] if n in parts else w.new_zeros(rows, *w.shape) for n, w in self.weights.items()}
+
+    def close(self) -> None:
+        """Leave the layers as they were."""
+        while self.before:
+            module, forward = self.before.popitem()
+            if forward is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = forward
+
+    def _open(self) -> None:
+        for module in self.owners:
+            self.before[module] = module.__dict__.get("forward")
+            module.__dict__["forward"] = partial(self._forward, module, module.forward)
+
+    def _forward(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not self.rows:
+            return forward(*args, **kwargs)
+        if isinstance(module, nn.Embedding) and args and len(args[0]) == 1:  # positions, shared by all rows until here
+            args = (args[0].expand(self.rows, *args[0].shape[1:]), *args[1:])
+        out = forward(*args, **kwargs)
         read = args[0] if args else next(iter(kwargs.values()), None)
-        if not (isinstance(out, Tensor) and isinstance(read, Tensor) and len(out) == len(read) == rows):
-            raise Unfit(f"{type(module).__name__} does not keep the rows in its first dimension")
-        calls.append((module, args, kwargs, out.detach() if _is_rms(module) else None, out._version))
-        edges.append(torch.autograd.graph.get_gradient_edge(out))  # the value of now, whatever is written over it later
-
-    hooks = [m.register_forward_hook(after, with_kwargs=True) for m in owners]
-    hooks += [m.register_forward_pre_hook(before, with_kwargs=True) for m in owners if isinstance(m, nn.Embedding)]
-    try:
-        loss = losses(batch).sum()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not edges:
-        raise Unfit("no layer holds the weights")
-    slopes = torch.autograd.grad(loss, edges, allow_unused=True)
-    parts: Parts = {}
-    with torch.no_grad():
-        for (module, args, kwargs, out, version), slope in zip(calls, slopes, strict=True):
-            if slope is not None:
-                gave = out if out is not None and out._version == version else None  # not written over since
-                for name, part in _parts_of(module, owners[module], args, kwargs, gave, slope, rows):
-                    parts[name] = _joined(parts[name], part) if name in parts else part
-        return {n: parts[n] if n in parts else w.new_zeros(rows, *w.shape) for n, w in weights.items()}
+        kept = isinstance(out, Tensor) and isinstance(read, Tensor) and out.shape[:1] == read.shape[:1] == (self.rows,)
+        if not kept or out.grad_fn is None:
+            raise Unfit(f"{type(module).__name__} does not keep the rows in its first dimension, or no gradients")
+        self.calls.append((module, args, kwargs, out.detach() if _is_rms(module) else None, out._version))
+        self.edges.append(GradientEdge(out.grad_fn, out.output_nr))  # of now, whatever is written over it later
+        return out
 
 
 def vectorized(losses: nn.Module, weights: Weights, batch: dict[str, Tensor]) -> Parts:
@@ -179,7 +209,7 @@ def _wide(x: Tensor) -> Tensor:
 
 def _added(flat: Tensor) -> Tensor:
     """The sum over places (B,T,n) -> (B,n)."""
-    return flat[:, 0] if flat.shape[1] == 1 else flat.sum(1)
+    return flat.select(1, 0) if flat.shape[1] == 1 else flat.sum(1)
 
 
 def _locally(
@@ -225,7 +255,7 @@ def cut(parts: Parts, rows: slice) -> Parts:
 def entries(part: Part) -> int:
     """How many numbers a row's gradient of this weight has."""
     if isinstance(part, Tensor):
-        return part[0].numel()
+        return part.shape[1:].numel()
     return (part[0].height or part[0].left.shape[2]) * part[0].right.shape[2]
 
 
@@ -233,41 +263,49 @@ def whole(part: Part) -> Tensor:
     """A part as each row's gradient (B, *shape)."""
     if isinstance(part, Tensor):
         return part
-    total: Any = None
-    for f in sorted(part, key=lambda f: f.height):  # embeddings last: they only add to some rows of the matrix
-        if not f.height:
-            made = f.left.mT @ f.right
-            total = made if total is None else total.add_(made)
-            continue
-        rows, _, wide = f.right.shape
-        total = f.right.new_zeros(rows, f.height, wide) if total is None else total
-        at = f.left + torch.arange(rows, device=f.left.device)[:, None] * f.height
-        total.view(rows * f.height, wide).index_add_(0, at.flatten(), f.right.flatten(0, 1))
-    return total
+    f = part[0]
+    out = f.right.new_empty(len(f.right), f.height or f.left.shape[2], f.right.shape[2])
+    _multiply(part, out)
+    return out
 
 
 def write(parts: Parts, out: Tensor) -> None:
-    """All of it, flat, into `out` (B,P), in the order of the parts; no more than one part of a few rows is held beside it."""
-    start = 0
-    for name, part in parts.items():
-        size = entries(part)
-        step = max(1, PIECE // size)
-        for at in range(0, len(out), step):
-            rows = slice(at, at + step)
-            out[rows, start : start + size] = whole(cut({name: part}, rows)[name]).flatten(1)
-        start += size
+    """All of it, flat, into `out` (B,P), in the order of the parts; at most a few rows of one part are held beside it."""
+    sizes = [entries(part) for part in parts.values()]
+    for part, size, here in zip(parts.values(), sizes, out.split(sizes, 1), strict=True):
+        if isinstance(part, Tensor):
+            here.copy_(part.flatten(1))
+        elif (part[0].right.device, part[0].right.dtype) == (out.device, out.dtype):
+            _multiply(part, here.view(len(out), -1, part[0].right.shape[2]))
+        else:
+            step = max(1, PIECE // size)
+            for at in range(0, len(out), step):
+                here[at : at + step] = whole([f[at : at + step] for f in part]).flatten(1)
 
 
-def squares(parts: Parts) -> Tensor:
-    """The squared length of each row's gradient (B,), from whatever is the smaller: the gradient or products of factors."""
+def _multiply(part: list[Factors], out: Tensor) -> None:
+    """Write the products of factors into `out` (B,m,n), whose rows may lie apart."""
+    for i, f in enumerate(sorted(part, key=lambda f: f.height)):  # embeddings last: they only add to some lines
+        if f.height:
+            out = out if i else out.zero_()
+            out.scatter_add_(1, f.left[..., None].expand_as(f.right), f.right)
+        elif f.left.shape[1] == 1:
+            torch.mul(f.left.mT, f.right, out=out)
+        else:
+            torch.bmm(f.left.mT, f.right, out=out)
+
+
+def lengths(parts: Parts) -> Tensor:
+    """The length of each row's gradient (B,), from whatever is the smaller: the gradient or products of factors."""
     factors = [f for p in parts.values() if not isinstance(p, Tensor) for f in p]
     rows = len(next(iter(parts.values()))) if not factors else len(factors[0].right)
     places = max((f.right.shape[1] for f in factors), default=1)
     step = max(1, PIECE // places**2)
     if step < rows:
-        return torch.cat([squares(cut(parts, slice(at, at + step))) for at in range(0, rows, step)])
+        return torch.cat([lengths(cut(parts, slice(at, at + step))) for at in range(0, rows, step)])
     known: dict[Any, Tensor] = {}
-    return torch.stack([_square(p, known) for p in parts.values()]).sum(0).clamp_(min=0)
+    seen: dict[Any, tuple[Tensor, Tensor]] = {}
+    return torch.linalg.vector_norm(torch.stack([_length_of(p, known, seen) for p in parts.values()]), dim=0)
 
 
 def dots(parts: Parts, along: dict[str, Tensor]) -> Tensor:
@@ -291,28 +329,36 @@ def _along(f: Factors, direction: Tensor) -> Tensor:
     return torch.linalg.vecdot(one.flatten(1), two.flatten(1))
 
 
-def _square(part: Part, known: dict[Any, Tensor]) -> Tensor:
+def _length_of(part: Part, known: dict[Any, Tensor], seen: dict[Any, tuple[Tensor, Tensor]]) -> Tensor:
     if isinstance(part, Tensor):
-        return _length(_wide(part)).square()
+        return _length(_wide(part)) if part.dim() != 2 else _length_once(_wide(part), seen)
     if len(part) == 1 and not part[0].height:
         left, right = part[0].left, part[0].right
         places, high, wide = left.shape[1], left.shape[2], right.shape[2]
         if places == 1:
-            return (_length(left) * _length(right)).square()
+            return _length_once(left.select(1, 0), seen) * _length_once(right.select(1, 0), seen)
         if places * (high + wide) > high * wide:
             step = max(1, PIECE // (high * wide))
             pairs = zip(left.split(step), right.split(step), strict=True)
-            return torch.cat([_length(a.mT @ b).square() for a, b in pairs])
+            return torch.cat([_length(a.mT @ b) for a, b in pairs])
     total: Any = 0
     for i, a in enumerate(part):
         total = total + _inner(a, a, known)
         for b in part[i + 1 :]:
             total = total + 2 * _inner(a, b, known)
-    return total
+    return total.clamp_(min=0).sqrt_()
 
 
 def _length(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x.flatten(1), dim=1)
+
+
+def _length_once(x: Tensor, seen: dict[Any, tuple[Tensor, Tensor]]) -> Tensor:
+    """The lengths (B,) of rows (B,n), taken once: a bias has the slopes of its weight. x is held, and with it its place."""
+    key = x.data_ptr(), x.shape, x.stride()
+    if key not in seen:
+        seen[key] = x, torch.linalg.vector_norm(x, dim=1)
+    return seen[key][1]
 
 
 def _inner(a: Factors, b: Factors, known: dict[Any, Tensor]) -> Tensor:

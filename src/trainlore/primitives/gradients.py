@@ -64,7 +64,7 @@ def row_norms(run: Run, model: Model, data: Data, layers: str | Sequence[str] | 
     """
 
     def read(parts: Parts, out: Tensor) -> None:
-        out.copy_(ghosts.squares(parts).sqrt())
+        out.copy_(ghosts.lengths(parts))
 
     return _each(run, model, data, chunk, layers, read, lambda weights: ())
 
@@ -148,9 +148,9 @@ def _ready(
     model: Model, data: Data, layers: str | Sequence[str] | None
 ) -> tuple[nn.Module, dict[str, nn.Parameter], Data]:
     """The losses, the weights asked for by their names in them, and the data with token columns if need be."""
-    data.need(who="taking gradients")
-    if model.input == "input_ids" and "input_ids" not in data.columns:
-        data = model.encode(data, truncate=True)
+    from trainlore.runs import readable
+
+    data = readable(model, data, who="taking gradients", losses=True)
     losses = Losses(model)
     trained = {n: p for n, p in losses.named_parameters() if p.requires_grad}
     parts = (layers,) if isinstance(layers, str) else layers
@@ -178,14 +178,14 @@ def _each(
     if chunk < 0:
         raise Bad(f"chunk={chunk} must be 0 (at most {BATCH}) or a number of rows")
     losses, weights, data = _ready(model, data, layers)
-    owners, price, wide = ghosts.owners_of(losses, weights), _Price(losses), shape(weights)
+    listener, price, wide = ghosts.Listener(losses, weights), _Price(losses), shape(weights)
 
     checked: list[bool] = []
 
     def captured(batch: Batch, out: Tensor) -> None:
         if len(batch["row"]) == 1:
             return single(batch, out)
-        parts = ghosts.captured(losses, weights, owners, batch)
+        parts = listener(batch)
         if not checked:
             checked.append(_same(ghosts.cut(parts, slice(0, 1)), losses, weights, batch))
         if not checked[0]:
@@ -208,17 +208,18 @@ def _each(
             return _pass(run, model, data, size, way, wide)
         except RuntimeError as error:
             last = error
+        finally:
+            listener.close()
     raise Bad(f"{model!r} cannot be vectorized over rows ({last}): give chunk=1") from last
 
 
 def _same(parts: Parts, losses: nn.Module, weights: dict[str, nn.Parameter], batch: Batch) -> bool:
     """Whether the parts of the first row are its gradient: the rows are apart, and every use of a weight was seen."""
     true = ghosts.by_backward(losses, weights, {k: v[:1] for k, v in batch.items()})
-    off = size = 0.0
-    for name, gradient in true.items():
-        off += float(torch.linalg.vector_norm(ghosts.whole(parts[name]) - gradient)) ** 2
-        size += float(torch.linalg.vector_norm(gradient)) ** 2
-    return off**0.5 <= 1e-3 * size**0.5 + 1e-12
+    off = [torch.linalg.vector_norm(ghosts.whole(parts[name]) - gradient) for name, gradient in true.items()]
+    size = [torch.linalg.vector_norm(gradient) for gradient in true.values()]
+    away, long = (float(torch.linalg.vector_norm(torch.stack(norms))) for norms in (off, size))
+    return away <= 1e-3 * long + 1e-12
 
 
 def _pass(
@@ -234,12 +235,14 @@ def _pass(
     from trainlore.runs import TOKENS, passes
 
     cuts = passes(data, size or BATCH, TOKENS if not size and model.device.type == "cpu" else None)
-    found, was = torch.empty(len(data), *shape), model.net.training
+    # numpy asks for huge pages where it is much, torch does not: its faults take several times as long as the writing
+    found = torch.from_numpy(np.empty((len(data), *shape), np.float32))
+    was, device = model.net.training, model.device
     model.net.eval()
     try:
         with run.meter.running():
             for rows in cuts:
-                batch = {k: v.to(model.device) for k, v in data.batch(rows, model).items()}
+                batch = {k: v.to(device) for k, v in data.batch(rows, model).items()}
                 if (
                     model.kind == "causal"
                 ):  # padding is on the right, where no label looks; a mask costs the fast kernels

@@ -14,7 +14,13 @@ ALIGNED = ("masked", "seq2seq", "tagger")  # logits at a place speak of the labe
 
 
 def targets(kind: str, batch: dict) -> Tensor:
-    """The labels as the losses see them: of a causal model those of the next place (B,T-1), else as they are."""
+    """The labels as the losses see them: of a causal model those of the next place (B,T-1), else as they are.
+
+    Raises Bad where the rows have none."""
+    if "labels" not in batch:
+        raise Bad(
+            f"the rows have no labels to learn; a batch of them holds {', '.join(k for k in batch if k != 'row')}"
+        )
     labels = batch["labels"]
     return labels[:, 1:] if kind == "causal" else labels
 

@@ -263,7 +263,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _object(line: bytes, path: Path, number: int, errors: str) -> dict[str, Any]:
     import msgspec
 
-    shown = line[:60].decode("utf-8", "replace").strip()
+    shown = "".join(c if c.isprintable() else "\ufffd" for c in line[:60].decode("utf-8", "replace").strip())
     try:
         value = msgspec.json.decode(line)
     except UnicodeDecodeError:

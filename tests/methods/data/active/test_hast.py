@@ -86,6 +86,10 @@ def test_bad_input_is_named():
             HAST(unlabelled=at["spare"], **fields)(at["model"], at["data"])
     with pytest.raises(ValueError, match="'label'"):
         HAST(unlabelled=at["spare"])(at["model"], at["spare"])
+    features = at["spare"]["features"].copy()
+    features[3, 5] = np.nan  # such a row would be a neighbour of all
+    with pytest.raises(ValueError, match=f"shares are not finite for 1 of {len(features)} rows"):
+        HAST(unlabelled=at["spare"].with_(features=features), steps=2)(at["model"], at["data"])
 
 
 def measure(seed: int, arm: str) -> float:

@@ -98,6 +98,23 @@ def test_bad_input_is_named():
             RIFF(paraphraser=paraphraser(), **fields)(task(Run(0)), few(4, 0))
     with pytest.raises(ValueError, match="causal paraphraser"):
         RIFF(paraphraser=task(Run(0)))(task(Run(0)), few(4, 0))
+    broken = [paraphraser().copy(), task(Run(0))]
+    for model in broken:
+        next(model.net.parameters()).data[0, 0] = float("nan")
+    for ours, theirs, whose in ((task(Run(0)), broken[0], "paraphraser"), (broken[1], paraphraser(), "task.s model")):
+        with pytest.raises(ValueError, match=f"riff: the {whose} has weights that are not finite"):
+            RIFF(paraphraser=theirs, paraphraser_steps=0)(ours, few(4, 0))
+
+
+def test_of_a_very_long_text_no_more_is_read_than_the_windows_hold():
+    run, rows, long = Watched(0), few(2, 0), "kamu gale nera " * 200_000
+    rows = rows.with_(text=[long, next(rows.take([1]).text())])
+    RIFF(paraphraser=paraphraser(), samples=2, new=4, paraphraser_steps=1, steps=1, ask="{} again\n")(
+        run, paraphraser().copy(), rows
+    )
+    assert all(
+        max(map(len, data.text(c))) <= 64 * 128 for _, data in run.fits for c in ("text", "prompt") if c in data.columns
+    )
 
 
 def measure(seed: int, arm: str) -> float:

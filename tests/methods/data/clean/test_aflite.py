@@ -80,7 +80,9 @@ def test_odd_rows():
     x[7, 1] = np.nan
     for data, fields, said in (
         (Data.of({"features": x, "label": np.zeros(60)}), SMALL, "not finite for 1 of 60"),
-        (rows(), {}, "train=10000"),
+        (rows(), {}, "train=10000: classifiers learn fewer than the 120 rows; try 24"),
+        (rows().take([0, 1, 2]), SMALL, "try 1$"),
+        (rows().take([0]), SMALL, "aflite needs 2 rows or more"),
         (rows(), {**SMALL, "models": 0}, "models=0"),
         (rows().without("label"), SMALL, "'label'"),
         (rows(), {**SMALL, "column": "label"}, "no vectors"),

@@ -67,6 +67,16 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=name):
             AttributionFilter(**{"model": at["model"], "unsafe": at["test"].take(range(3)), **fields})(at["data"])
+    with pytest.raises(
+        ValueError, match="unsafe examples: the rows have no column .label. or .labels.*there are features"
+    ):
+        AttributionFilter(model=at["model"], unsafe=at["test"].without("label"))(at["data"])
+    texts, pairs = world("text"), world("pairs")["data"]
+    for rows, unsafe, whose in ((pairs, texts["target"], ""), (texts["data"], pairs, "'s unsafe examples")):
+        with pytest.raises(
+            ValueError, match=f"attribution_filter{whose}: the model reads 'input_ids'.*give one text a row"
+        ):
+            AttributionFilter(model=texts["prior"], unsafe=unsafe)(rows)
 
 
 @cache

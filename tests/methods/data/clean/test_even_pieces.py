@@ -29,9 +29,10 @@ def test_cuts_are_as_by_hand():
 
 def test_a_cut_prefers_the_end_of_a_sentence():
     text = 'One two three. Four five "six seven."  Eight\nnine ten eleven twelve.'
-    assert pieces(text, 6) == ['One two three. Four five "six seven."', "Eight\nnine ten eleven twelve."]
-    assert pieces(text, 6, slack=0.0) == ['One two three. Four five "six', 'seven."  Eight\nnine ten eleven twelve.']
-    assert pieces("  a b  ", 6) == ["a b"] and pieces(" \n ", 6, 0) == []
+    assert pieces(text, 6) == [('One two three. Four five "six seven."', 7), ("Eight\nnine ten eleven twelve.", 5)]
+    even = [('One two three. Four five "six', 6), ('seven."  Eight\nnine ten eleven twelve.', 6)]
+    assert pieces(text, 6, slack=0.0) == even
+    assert pieces("  a b  ", 6) == [("a b", 2)] and pieces(" \n ", 6) == [("", 0)]
 
 
 def test_pieces_remember_their_text_and_its_columns():
@@ -39,7 +40,19 @@ def test_pieces_remember_their_text_and_its_columns():
     made = EvenPieces(words=10, least=5)(Data.of({"text": texts, "domain": ["x", "y", "z"]}).take([2, 1, 0]))
     assert made["parents"].tolist() == [2, 0, 0] and made["domain"].to_pylist() == ["z", "x", "x"]
     assert [len(t.split()) for t in made.text()] == [8, 12, 13]
-    assert list(made.columns) == ["text", "domain", "parents"]
+    assert list(made.columns) == ["text", "domain", "piece_rule", "parents"]
+
+
+def test_short_pieces_lie_beside_the_others_with_the_reason():
+    data = Data.of({"text": ["a " * 25, "short", "", "b " * 8], "input_ids": [[1]] * 4, "labels": [[1]] * 4})
+    made = EvenPieces(words=10, least=9)(data)
+    gone = made.dropped()
+    assert [len(t.split()) for t in made.text()] == [12, 13] and set(made["piece_rule"].to_pylist()) == {""}
+    assert list(gone.text()) == ["short", "", ("b " * 8).strip()] and gone["parents"].tolist() == [1, 2, 3]
+    assert gone["piece_rule"].to_pylist() == ["fewer than 9 words", "no text", "fewer than 9 words"]
+    assert "input_ids" not in made.columns  # those are of the whole text
+    again = EvenPieces(words=6, least=7)(made)
+    assert again["parents"].tolist() == [1] and again.dropped()["piece_rule"].to_pylist() == ["fewer than 7 words"] * 3
 
 
 @pytest.mark.parametrize("fields", [{"words": 0}, {"slack": 0.7}, {"least": 99}, {"column": "story"}])

@@ -16,7 +16,13 @@ def test_pieces_are_the_text_and_remember_it():
     texts = ["One two.  Three\nfour five", "", "x"]
     made = SentencePieces(**SMALL, threshold=2.0)(Data.of({"text": texts, "domain": ["p", "q", "r"]}).take([2, 1, 0]))
     assert list(made.text()) == ["x", "One two.  Three", "four five"] and made["parents"].tolist() == [2, 0, 0]
-    assert made["domain"].to_pylist() == ["r", "p", "p"] and list(made.columns) == ["text", "domain", "parents"]
+    assert made["domain"].to_pylist() == ["r", "p", "p"] and list(made.columns) == [
+        "text",
+        "domain",
+        "piece_rule",
+        "parents",
+    ]
+    assert made.dropped()["parents"].tolist() == [1] and made.dropped()["piece_rule"].to_pylist() == ["no text"]
     every = SentencePieces(**SMALL, threshold=1e-9)(Data.of(["ab cd"] * 2))
     assert list(every.text()) == list("abcd") * 2
 
@@ -33,7 +39,8 @@ def test_bad_input_is_named():
     rows = Data.of(["a b.", "c d."])
     for data, fields, said in (
         (Data.of(["no break"]), {}, "no line break"),
-        (Data.of(["", " "]), {}, "no line break"),
+        (Data.of(["", " "]), {}, "no row has any text in column .text."),
+        (rows, {"corpus": Data.of(["", " "])}, "corpus has no line break and no two rows of text"),
         (Data.of(["", " "]), {"corpus": rows}, "no row has any text"),
         (rows, {"remove": 1.5}, "remove=1.5"),
         (rows, {"threshold": 0.0}, "threshold=0"),

@@ -47,6 +47,7 @@ def test_bad_input_is_named():
         ({"error": (1.5,)}, r"error=\(1.5,\)"),
         ({"error": (0.1, 0.2)}, "each of 5 functions"),
         ({"penalty": -1.0}, "penalty=-1"),
+        ({"lr": float("nan")}, "lr=nan"),
         ({"column": "truth"}, "no vectors"),
         ({"column": "x"}, "needs column 'x'"),
     ):

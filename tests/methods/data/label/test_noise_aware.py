@@ -74,6 +74,10 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=words):
             NoiseAware(**{"weak": at["noisy"], **fields})(at["model"], at["data"])
+    features = at["noisy"]["features"].copy()
+    features[:3, 5] = np.nan
+    with pytest.raises(ValueError, match="labellers' shares are not finite for 3 rows of `weak`"):
+        NoiseAware(weak=at["noisy"].with_(features=features), labellers=(at["teacher"],))(at["model"], at["data"])
     with pytest.raises(ValueError, match="'label'"):
         NoiseAware(weak=at["noisy"])(at["model"], at["spare"])
 

@@ -84,6 +84,8 @@ def test_bad_input_is_named():
     at = world("digits")
     rows, empty = at["data"].take(range(4)), np.ones((4, 10), np.int64)
     empty[2] = 0
+    broken = at["teacher"].copy()
+    next(broken.net.parameters()).data[:] = float("nan")
     for given, fields, words in (
         (rows, {}, "needs column 'candidates'"),
         (rows.with_(candidates=empty), {}, "1 rows have no candidate, the first 2"),
@@ -91,6 +93,7 @@ def test_bad_input_is_named():
         (rows.with_(candidates=np.ones((4, 3), np.int64)), {}, "of 3 classes"),
         (rows, {"doubts": at["teacher"], "doubt": 0.0}, "doubt=0"),
         (rows.with_(label=np.array([0, 1, 2, 10])), {"doubts": at["teacher"]}, "labels run to 10"),
+        (rows, {"doubts": broken}, "shares that `doubts` gives are not finite"),
         (rows, {"threshold": 1.0}, "threshold=1"),
         (rows, {"window": 0}, "window=0"),
     ):

@@ -73,6 +73,12 @@ def test_bad_input_is_named():
     ):
         with pytest.raises(ValueError, match=name):
             OrderEffects(**{"held_out": at["test"], **fields})(at["model"], at["data"])
+    features = at["test"]["features"].copy()
+    features[3, 5] = np.nan
+    bad = at["test"].with_(features=features)
+    for held_out, rows in ((bad, at["data"]), (at["test"], bad)):
+        with pytest.raises(ValueError, match="held-out loss is not finite: look for NaN"):
+            OrderEffects(held_out=held_out, blocks=2, orders=2)(at["model"], rows)
 
 
 def measure(seed: int, arm: str) -> float:

@@ -51,6 +51,11 @@ def test_bad_input_is_named():
         ColorFilter(prior=prior, conditional=tuned)(data.take([]))
     with pytest.raises(ValueError, match=r"keep=2"):
         ColorFilter(prior=prior, conditional=tuned, keep=2.0)(data)
+    pairs = world("pairs")["data"]
+    with pytest.raises(
+        ValueError, match="the model reads 'input_ids'.*pairs of a chosen and a rejected answer: give one"
+    ):
+        ColorFilter(prior=prior, conditional=tuned)(pairs)
     with pytest.raises(ValueError, match="prior is a causal model and conditional a classifier"):
         ColorFilter(prior=prior, conditional=world("digits")["model"])(data)
 

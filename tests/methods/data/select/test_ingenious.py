@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainlore.checks import make
 from trainlore.claims import Claim
 from trainlore.methods.data.order.rs2 import RS2
 from trainlore.methods.data.select.ingenious import Ingenious, draw, gains_within, taylor_softmax
@@ -15,7 +16,7 @@ from trainlore.primitives.losses import per_row, rowwise
 from trainlore.runs import Run
 from trainlore.verbs import Part
 from trainlore.worlds import data, two_domains
-from trainlore.worlds.tiny import HOW, llama
+from trainlore.worlds.tiny import HOW, llama, world
 
 
 def test_taylor_softmax_is_the_authors():
@@ -77,6 +78,15 @@ def test_layers_and_bad_fields():
     model, how = llama(0), {**HOW["text"], "steps": 2}
     few = model.encode(Data(two_domains.make(40, seed=0)))
     Run(0).fit(model.copy(), few, Ingenious(warm=0.0, layer=-1), **how)
+    broken = model.copy()
+    next(broken.net.parameters()).data[:] = float("nan")
+    with pytest.raises(ValueError, match="ingenious: the model's embeddings of the rows are not finite"):
+        Run(0).fit(broken, few, Ingenious(warm=0.0), **how)
+    pairs = world("pairs")  # which a part such as `dpo` trains on
+    with pytest.raises(
+        ValueError, match="the model reads 'input_ids'.*pairs of a chosen and a rejected answer: give one"
+    ):
+        Run(0).fit(pairs["model"], pairs["data"], Ingenious(warm=0.0), make("dpo", pairs), **how)
     for fields, said in (
         ({"keep": 0.05}, "less than a batch of 8"),
         ({"keep": 0.0}, "keep=0.0"),

@@ -74,6 +74,19 @@ def test_bad_input_is_named():
             LearningPercentage(model=small, **fields)(source)
 
 
+def test_a_text_beyond_the_window_is_cut_and_made_tokens_once(monkeypatch):
+    plain, model, calls = Data(two_domains.make(20, seed=0)), llama(), []
+    lines = list(plain.text())
+    lines[7] = " ".join(lines * 20)
+    real = type(model).encode
+    monkeypatch.setattr(type(model), "encode", lambda *a, **how: calls.append(1) or real(*a, **how))
+    picked = LearningPercentage(model=model, keep=0.5, clusters=2)(Run(0), plain.with_(text=lines))
+    assert len(picked) == 10 and len(calls) == 1 and np.isfinite(picked.whole()["learning_percentage"]).all()
+    assert picked.columns == [*plain.columns, "learning_percentage"]
+    with pytest.raises(ValueError, match="learning_percentage: the model reads 'input_ids'.*give one text a row"):
+        LearningPercentage(model=model)(Data(two_domains.pairs(9, seed=0)))
+
+
 @cache
 def texts(n, seed):
     return llama().encode(Data(two_domains.make(n, seed=seed)))

@@ -85,6 +85,7 @@ class MCMITeacher(Part):
     ranges = {"weight": [0.03, 0.5, "log"]}
     null = {"weight": 0.0}
     tiny = {"world": "digits"}
+    alone = "it remembers what the rows of its loss were answered, and each process would know its own rows only"
 
     def start(self, loop):
         if loop.model.kind != "classifier":

@@ -10,6 +10,7 @@ from torch import Tensor
 from trainlore.errors import Bad
 from trainlore.nouns import Batch, Data, Model
 from trainlore.primitives.neighbours import nearest
+from trainlore.primitives.uncertainty import predicted
 from trainlore.runs import Run
 from trainlore.verbs import Fit, Part, method
 
@@ -121,7 +122,7 @@ class HAST(Fit):
         if others is None or len(others) < 2:
             return taught
         others = others.take(np.sort(run.numpy("hast").permutation(len(others))[: self.judged]))
-        shares = run.infer(taught, others, lambda batch, out: out.double().softmax(-1))
+        shares = predicted(run, taught, others)
         k = min(self.k, len(others) - 1)
         rows, label = verified(shares, run.embed(taught, others), k, self.sure, self.agree)
         if len(rows):

@@ -14,6 +14,8 @@ from trainlore.primitives.rephrasing import log_p, marginal_loss, rewards, task_
 from trainlore.runs import Run
 from trainlore.verbs import Fit, Part, method
 
+READ = 64  # letters of a text for each token of the window: what lies beyond them no network here would read
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Marginal(Part):
@@ -75,7 +77,7 @@ class RIFF(Fit):
     inputs too, with what `tuned` gives back, and mix log probabilities with `blend` of `primitives.rephrasing`. log P(z
     | x) is a sum over tokens and outweighs the z-scores, so short versions win: a tiny paraphraser at a rate of 1e-3
     went from 8 words to 3 in 10 steps. Contradicted here: versions by a tiny Llama that rephrases badly cost a bag of
-    words 2 points (n = 10).
+    words 2 points (n = 10). Texts of more than 64 letters a token of the window are cut there first.
 
     ## Differs from the paper
     A causal paraphraser asked with `ask` (there a T5 taught by ChatGPT's), all its samples drawn (there half by beam).
@@ -116,7 +118,7 @@ class RIFF(Fit):
 
     def __call__(self, run: Run, model: Model, data: Data) -> Model:
         paraphraser = self.tuned(run, model, data)
-        texts, labels = list(data.text()), np.asarray(data[self.label])
+        texts, labels = self._texts(model, data), np.asarray(data[self.label])
         origin = np.repeat(np.arange(len(texts)), self.samples)
         made = self._write(run, paraphraser, [texts[i] for i in origin], ("riff", "rows"))[1]
         weight = np.concatenate([np.full(len(texts), 0.5), np.full(len(made), 0.5 / self.samples)]).astype(np.float32)
@@ -131,10 +133,13 @@ class RIFF(Fit):
                 raise Bad(f"{name}={getattr(self, name)}: at least {least}")
         if self.paraphraser.kind != "causal" or not self.beta >= 0:
             raise Bad(f"riff wants a causal paraphraser, not a {self.paraphraser.kind}, and beta={self.beta} from 0 up")
+        for whose, one in (("paraphraser", self.paraphraser), ("task's model", model)):
+            if not all(weight.isfinite().all() for weight in one.net.parameters()):
+                raise Bad(f"riff: the {whose} has weights that are not finite: has it diverged?")
         if "{}" not in self.ask:
             raise Bad(f"ask={self.ask!r} has no place for the text: write {{}} where it goes")
         data.need("text", self.label, who="riff")
-        texts, labels = list(data.text()), np.asarray(data[self.label])
+        texts, labels = self._texts(model, data), np.asarray(data[self.label])
         writer = self.paraphraser.copy()
         writer.tokenizer = deepcopy(writer.tokenizer)  # writing leaves marks on it: the padding that batches need
         if not self.paraphraser_steps:
@@ -143,6 +148,10 @@ class RIFF(Fit):
         part = _Marginal(owner=self, texts=texts, labels=labels, own=own, judge=model)
         how = {"steps": self.paraphraser_steps, "batch_size": self.batch_size, "lr": self.paraphraser_lr}
         return run.fit(writer, Data.of(texts), part, truncate=True, **how)
+
+    def _texts(self, model: Model, data: Data) -> list[str]:
+        window = max(m.window or 1 << 24 for m in (model, self.paraphraser))
+        return [t[: READ * window] for t in data.text()]
 
     def _write(self, run: Run, by: Model, texts: list[str], key: tuple[Any, ...]) -> tuple[list[str], list[str]]:
         asked = [self.ask.format(t) for t in texts]

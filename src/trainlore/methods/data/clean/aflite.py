@@ -124,8 +124,12 @@ class AFLite(Curate):
         y = np.unique(y.astype(str), return_inverse=True)[1]  # whatever the classes are called
         if self.models < 1 or self.slice < 1 or not self.tau > 0:
             raise Bad(f"models={self.models}, slice={self.slice}, tau={self.tau}: give 1 or more, 1 or more, above 0")
+        if len(data) < 2:
+            raise Bad("aflite needs 2 rows or more, some to learn from and some to be told; there is one")
         if not 1 <= self.train < len(data):
-            raise Bad(f"train={self.train}: classifiers learn fewer than the {len(data)} rows; try {len(data) // 5}")
+            raise Bad(
+                f"train={self.train}: classifiers learn fewer than the {len(data)} rows; try {len(data) // 5 or 1}"
+            )
         stop = max(self.train, self.least or 0)
         score, gone = np.full(len(data), np.nan), np.full(len(data), -1)
         left, t = np.arange(len(data)), 0

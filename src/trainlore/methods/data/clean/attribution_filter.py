@@ -7,7 +7,7 @@ from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.primitives.budget import take_budget
 from trainlore.primitives.gradients import gradient_sum, row_dots, row_norms
-from trainlore.runs import Run
+from trainlore.runs import Run, readable
 from trainlore.verbs import Curate, method
 
 
@@ -90,15 +90,15 @@ class AttributionFilter(Curate):
     def __call__(self, run: Run, data: Data) -> Data:
         if not 0 <= self.remove < 1:
             raise Bad(f"remove={self.remove} must be at least 0 and below 1: it is a share of the rows")
-        data.need(who="attribution_filter")
-        self.unsafe.need(who="attribution_filter's unsafe examples")
+        rows = readable(self.model, data, who="attribution_filter", losses=True)
+        unsafe = readable(self.model, self.unsafe, who="attribution_filter's unsafe examples", losses=True)
         how = (self.layers, self.cosine)
-        along = direction(run, self.model, self.unsafe, *how)
+        along = direction(run, self.model, unsafe, *how)
         if self.safe is not None:
-            self.safe.need(who="attribution_filter's safe examples")
-            along = along - direction(run, self.model, self.safe, *how)
-        score = row_dots(run, self.model, data, along, self.layers)
+            safe = readable(self.model, self.safe, who="attribution_filter's safe examples", losses=True)
+            along = along - direction(run, self.model, safe, *how)
+        score = row_dots(run, self.model, rows, along, self.layers)
         if self.cosine:
-            score = score / row_norms(run, self.model, data, self.layers).clamp(min=1e-12)
+            score = score / row_norms(run, self.model, rows, self.layers).clamp(min=1e-12)
         found = score.double().numpy()
         return data.with_(attribution=found).take(take_budget(-found, 1 - self.remove))

@@ -10,6 +10,7 @@ from trainlore.nouns import Data
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
 
+GONE = "parents", "piece_rule", "input_ids", "labels"  # columns that are of the whole text
 WORD = re.compile(r"\S+")
 ENDS = re.compile(r"[.!?\u2026\u3002\uff01\uff1f][\"'\u2019\u201d)\]]*(?!\S)")
 
@@ -33,12 +34,12 @@ def cuts(ends: np.ndarray, words: int, slack: float = 0.25) -> np.ndarray:
     return np.unique(np.concatenate([[0], cut, [n]]))
 
 
-def pieces(text: str, words: int, least: int = 1, slack: float = 0.25) -> list[str]:
-    """The text cut at `cuts`, without pieces of fewer than `least` words; white space inside a piece stays."""
+def pieces(text: str, words: int, slack: float = 0.25) -> list[tuple[str, int]]:
+    """The text cut at `cuts`: each piece, white space inside it and all, and its number of words; one of none of no text."""
     spans = [m.span() for m in WORD.finditer(text)]
     ends = np.isin([b for _, b in spans], [m.end() for m in ENDS.finditer(text)])
     at = cuts(ends, words, slack).tolist()
-    return [text[spans[a][0] : spans[b - 1][1]] for a, b in pairwise(at) if b - a >= max(1, least)]
+    return [(text[spans[a][0] : spans[b - 1][1]], b - a) for a, b in pairwise(at)] or [("", 0)]
 
 
 @method(
@@ -54,8 +55,9 @@ class EvenPieces(Curate):
 
     ## What it does
     A text of W words becomes the whole number of pieces nearest to W / words, cut at even distances; each cut moves
-    to the nearest sentence end within `slack * words` words. Pieces of fewer than `least` words are dropped. Other
-    columns are copied from the text a piece was cut from, whose id is in `parents`.
+    to the nearest sentence end within `slack * words` words. Pieces of fewer than `least` words are dropped, with the
+    reason in the column `piece_rule` ("" for kept ones). Other columns are copied from the text a piece was cut from,
+    whose id is in `parents`.
 
         k = max(1, round(W / words)),   cut_i = i * W / k,   i = 1 .. k - 1
 
@@ -93,15 +95,19 @@ class EvenPieces(Curate):
         if not 0 <= self.slack <= 0.5:
             raise Bad(f"even_pieces: slack must lie in 0..0.5, so that cuts keep their order, got {self.slack}")
         data.need(self.column, who="even_pieces")
-        made: list[str] = []
+        made: list[tuple[str, int]] = []
         count = np.zeros(len(data), np.int64)
         for i, text in enumerate(data.text(self.column)):
-            mine = pieces(text, self.words, self.least, self.slack)
+            mine = pieces(text, self.words, self.slack)
             made += mine
             count[i] = len(mine)
-        if not made:
-            raise Bad(f"even_pieces: no text has {self.least} words; lower `least`")
+        short = f"fewer than {max(1, self.least)} words"
+        rule = ["" if n >= max(1, self.least) else short if n else "no text" for _, n in made]
+        kept = np.array([not why for why in rule])
+        if not kept.any():
+            raise Bad(f"even_pieces: no text has {max(1, self.least)} words; lower `least`")
         origin = np.repeat(np.arange(len(data)), count)
         rest = data.without(self.column).take(origin).arrow()  # the whole text is not copied once a piece
-        columns = {c: rest[c] for c in rest.column_names if c != "parents"}
-        return data.new({self.column: made, **columns}, parents=data.ids[origin])
+        columns = {c: rest[c] for c in rest.column_names if c not in GONE}
+        rows = {self.column: [text for text, _ in made], **columns, "piece_rule": rule}
+        return data.new(rows, parents=data.ids[origin]).where(kept)

@@ -47,8 +47,9 @@ class SentencePieces(Curate):
         loss = BCE(break) + CE(mark)
         cut after character i  iff  p(break after i) >= threshold,  or there is a line break
 
-    A sentence rarely ends a paragraph, so the threshold is low; with some rows that are `like` the sentences wanted it
-    is set to the highest F1 on them. Other columns are copied; `parents` holds the id of the text a piece was cut from.
+    A sentence rarely ends a paragraph, so the threshold is low; with rows that are `like` the sentences wanted it is
+    set to the highest F1 on them. Other columns are copied; `parents` has the id of the text cut, `piece_rule` why it
+    was dropped.
 
     ## Claim
     Over 85 languages 6.1 points of F1 above the best earlier tools; translation systems whose input is cut as their
@@ -105,20 +106,21 @@ class SentencePieces(Curate):
     def __call__(self, run: Run, data: Data) -> Data:
         data.need(self.column, who="sentence_pieces")
         if not (0 <= self.remove <= 1 and 0 <= self.blank <= 1 and self.threshold > 0):
-            said = f"remove={self.remove}, blank={self.blank}, threshold={self.threshold}"
-            raise Bad(f"{said}: give two shares from 0 to 1 and a chance above 0")
+            raise Bad(f"remove={self.remove}, blank={self.blank}, threshold={self.threshold}: shares, a chance above 0")
         sizes = {"steps": self.steps, "batch_size": self.batch_size, "window": self.window, "width": self.width}
         if low := [f"{name}={size}" for name, size in sizes.items() if size < 1]:
             raise Bad(f"{low[0]}: give at least 1")
+        if not any(map(str.strip, data.text(self.column))):
+            raise Bad(f"sentence_pieces: no row has any text in column {self.column!r}")
         model = self._read(run, data if self.corpus is None else self.corpus)
         threshold = self.threshold if self.like is None else self._threshold(run, model, self.like)
-        pieces = [cuts(p, text, threshold) for text, p in chances(run, model, data.text(self.column))]
+        pieces = [cuts(p, text, threshold) or [""] for text, p in chances(run, model, data.text(self.column))]
         origin = np.repeat(np.arange(len(data)), [len(mine) for mine in pieces])
-        if not len(origin):
-            raise Bad(f"sentence_pieces: no row has any text in column {self.column!r}")
-        rest = data.without(self.column).take(origin).arrow()
-        columns = {c: rest[c] for c in rest.column_names if c not in ("parents", "input_ids", "labels")}
-        return data.new({self.column: [p for mine in pieces for p in mine], **columns}, parents=data.ids[origin])
+        made = [p for mine in pieces for p in mine]
+        rest = data.without(self.column, "parents", "input_ids", "labels").take(origin).arrow()
+        rule = ["" if p else "no text" for p in made]
+        columns = {self.column: made, **{c: rest[c] for c in rest.column_names}, "piece_rule": rule}
+        return data.new(columns, parents=data.ids[origin]).where([not why for why in rule])
 
     def _read(self, run: Run, corpus: Data) -> Model:
         """A network trained to tell where the corpus has line breaks."""
@@ -131,7 +133,7 @@ class SentencePieces(Curate):
                 break
         code, label = taught("\n".join(lines), self.marks, self.remove, self.blank, rng)
         if not (label == BREAK).any():
-            raise Bad("sentence_pieces: the corpus has no line break and one row, so nothing can be learned from it")
+            raise Bad("sentence_pieces: the corpus has no line break and no two rows of text to learn from")
         fill = -len(code) % self.window
         labels = np.pad(label, (0, fill), constant_values=-100).reshape(-1, self.window)
         with run.global_rng("sentence_pieces", "weights"):

@@ -104,8 +104,9 @@ class LabelFlows(Curate):
         for name in ("flows", "width", "steps", "batch_size", "samples"):
             if getattr(self, name) < 1:
                 raise Bad(f"{name}={getattr(self, name)} must be at least 1")
-        if self.penalty < 0 or not all(0 <= e <= 1 for e in self.error):
-            raise Bad(f"penalty={self.penalty}, error={self.error}: give at least 0, and shares from 0 to 1")
+        if not (self.penalty >= 0 and 0 <= self.lr < math.inf and all(0 <= e <= 1 for e in self.error)):
+            said = f"penalty={self.penalty}, lr={self.lr}, error={self.error}"
+            raise Bad(f"{said}: give at least 0, a number from 0 up, and shares from 0 to 1")
         data, votes = votes_of(run, data, self.labeller, "label_flows")
         classes = count_classes(votes, self.classes, "label_flows")
         x = embeddings(run, data, None, self.column, "label_flows")

@@ -113,7 +113,12 @@ class NoiseAware(Fit):
         if self.confidence is None:
             labellers = self.labellers or (self._train(run, model, data),)
             said = [run.infer(m, self.weak, lambda batch, out: out.float().softmax(-1)) for m in labellers]
-            return confidence_of(torch.stack(said), given)
+            label, sure = confidence_of(torch.stack(said), given)
+            if bad := int((~np.isfinite(sure)).sum()):
+                raise Bad(
+                    f"noise_aware: the labellers' shares are not finite for {bad} rows of `weak`: have they diverged?"
+                )
+            return label, sure
         if given is None:
             raise Bad(
                 f"confidence={self.confidence!r} is of labels that `weak` does not have; there are {', '.join(self.weak.columns)}"

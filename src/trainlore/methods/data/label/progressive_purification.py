@@ -119,6 +119,8 @@ class ProgressivePurification(Part):
         if not 0 < self.doubt <= 1:
             raise Bad(f"doubt={self.doubt} must be above 0 and at most 1: it is a share of the largest probability")
         shares = loop.run.infer(self.doubts, data, lambda batch, out: out.float().softmax(-1))
+        if not shares.isfinite().all():
+            raise Bad("the shares that `doubts` gives are not finite: has it diverged, or is there NaN in the rows?")
         return likely(shares, torch.from_numpy(data["label"].astype(np.int64)), self.doubt)
 
     def loss(self, loop: Any, s: dict[str, Any], batch: Batch, out: Tensor) -> Tensor:

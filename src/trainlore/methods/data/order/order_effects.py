@@ -10,7 +10,7 @@ from trainlore.errors import Bad
 from trainlore.nouns import Data, Model, Report
 from trainlore.primitives.gradients import flat_weights, gradient_sum, put_weights
 from trainlore.primitives.losses import per_row, rowwise
-from trainlore.runs import Run
+from trainlore.runs import Run, readable
 from trainlore.verbs import Measure, method
 
 BETAS, EPSILON = (0.9, 0.95), 1e-8
@@ -106,21 +106,21 @@ class OrderEffects(Measure):
     tiny = {"world": "digits", "held_out": "$test", "blocks": 4, "orders": 6, "lr": 0.01}
 
     def __call__(self, run: Run, model: Model, data: Data) -> Report:
-        data.need(who="order_effects")
-        self.held_out.need(who="order_effects's held_out")
+        data = readable(model, data, who="order_effects", losses=True)
+        held_out = readable(model, self.held_out, who="order_effects's held_out", losses=True)
         if not 2 <= self.blocks <= len(data):
             raise Bad(f"blocks={self.blocks} must be at least 2 and at most the {len(data)} rows")
         if self.orders < 2 or self.taylor not in (0, 1):
             raise Bad(f"orders={self.orders} must be at least 2 and taylor={self.taylor} 0 or 1")
         model = model.copy()
         path, table = self._reference(run, model, data)
+        notes: dict = {"reference": loss_at(run, model, path[-1], held_out)}
         slope, draw = expanded(path, table, self.taylor), run.numpy("order_effects")
         orders = np.stack([draw.permutation(self.blocks) for _ in range(self.orders)])
-        estimates = [loss_at(run, model, walk(path[0], order, slope, self.lr)[-1], self.held_out) for order in orders]
+        estimates = [loss_at(run, model, walk(path[0], order, slope, self.lr)[-1], held_out) for order in orders]
         late, found = np.argsort(orders, 1) >= self.blocks / 2, np.array(estimates)  # late: (orders, blocks)
         effect = [found[k].mean() - found[~k].mean() if 0 < k.sum() < len(k) else 0.0 for k in late.T]
-        notes: dict = {"orders": orders.tolist(), "estimates": estimates, "best": orders[found.argmin()].tolist()}
-        notes["reference"] = loss_at(run, model, path[-1], self.held_out)
+        notes |= {"orders": orders.tolist(), "estimates": estimates, "best": orders[found.argmin()].tolist()}
         value = np.array(effect)[block_of(len(data), self.blocks)]
         return Report.of("late_effect", value, better="", rows=data.ids, groups=data.groups("domain"), notes=notes)
 
@@ -143,6 +143,9 @@ def block_of(rows: int, blocks: int) -> np.ndarray:
 
 
 def loss_at(run: Run, model: Model, weights: Tensor, data: Data) -> float:
-    """The mean row loss with these weights."""
+    """The mean row loss with these weights. Raises Bad where it is not finite."""
     put_weights(model, weights)
-    return float(run.infer(model, data, lambda b, o: per_row(rowwise(model.kind, b, o), b, model.kind)).double().mean())
+    loss = float(run.infer(model, data, lambda b, o: per_row(rowwise(model.kind, b, o), b, model.kind)).double().mean())
+    if not np.isfinite(loss):
+        raise Bad("order_effects: a held-out loss is not finite: look for NaN in the rows or weights, or lower `lr`")
+    return loss

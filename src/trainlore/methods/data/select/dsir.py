@@ -142,4 +142,5 @@ class DSIR(Curate):
                 f"min_words={self.min_words}: none of the {len(data)} rows is that long (the longest has {words.max()} words); "
                 "lower it, or join short rows first"
             )
-        return data.with_(dsir=score).take(take_budget(order, self.keep, self.tokens, lengths))
+        shorter = f"min_words={self.min_words}, which leaves {int((words >= self.min_words).sum())} rows"
+        return data.with_(dsir=score).take(take_budget(order, self.keep, self.tokens, lengths, shorter))

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
-from trainlore.primitives.budget import take_budget
+from trainlore.primitives.budget import take_below
 from trainlore.primitives.losses import aligned, targets
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
@@ -86,9 +85,7 @@ class EL2N(Curate):
             raise Bad(f"skip_top={self.skip_top} must be at least 0 and below 1: it is a share of the rows")
         data.need(who="el2n")
         score = torch.stack([run.infer(proxy, data, _mean_error(proxy.kind)) for proxy in self.proxies]).mean(0).numpy()
-        score_left = score.copy()
-        score_left[np.argsort(-score, kind="stable")[: round(self.skip_top * len(score))]] = -np.inf
-        return data.with_(el2n=score).take(take_budget(score_left, self.keep))
+        return data.with_(el2n=score).take(take_below(score, self.keep, self.skip_top))
 
 
 def _mean_error(kind: str):

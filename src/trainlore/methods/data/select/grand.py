@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
-from trainlore.primitives.budget import take_budget
+from trainlore.primitives.budget import take_below
 from trainlore.primitives.gradients import row_norms
 from trainlore.runs import Run
 from trainlore.verbs import Curate, method
@@ -76,6 +75,4 @@ class GraNd(Curate):
         data.need(who="grand")
         norms = [row_norms(run, proxy, data, chunk=self.chunk) for proxy in self.proxies]
         score = torch.stack(norms).mean(0).numpy()
-        score_left = score.copy()
-        score_left[np.argsort(-score, kind="stable")[: round(self.skip_top * len(score))]] = -np.inf
-        return data.with_(grand=score).take(take_budget(score_left, self.keep))
+        return data.with_(grand=score).take(take_below(score, self.keep, self.skip_top))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainlore.errors import Bad
 from trainlore.nouns import Batch, Data, Model
-from trainlore.primitives.budget import take_budget
+from trainlore.primitives.budget import take_below
 from trainlore.primitives.gradients import row_norms
 from trainlore.primitives.losses import rowwise
 from trainlore.primitives.slopes import slope_spread
@@ -106,9 +106,7 @@ class InfluenceScores(Curate):
             raise Bad(f"checkpoints={self.checkpoints} are more than the steps of the training: give more epochs")
         score = np.asarray(self._scores(run, model, data, part.seen), np.float64)
         score = standardized(score, label) if self.by_class else score
-        left = score.copy()
-        left[np.argsort(-score, kind="stable")[: round(self.skip_top * len(score))]] = -np.inf
-        return data.with_(**{self.score: score}).take(take_budget(left, self.keep))
+        return data.with_(**{self.score: score}).take(take_below(score, self.keep, self.skip_top))
 
     def _scores(self, run: Run, model: Model, data: Data, seen: dict[str, Any]) -> Any:
         """The score of each row as it is, (N,)."""
@@ -132,6 +130,8 @@ class _Remember(Part):
 
     looks: int
     seen: dict[str, Any]
+
+    alone = "it remembers something of every row in its loss, and each process would know its own rows only"
 
     def start(self, loop: Any) -> dict[str, Any]:
         none = torch.zeros(len(loop.data), dtype=torch.bool)

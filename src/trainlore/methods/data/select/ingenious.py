@@ -131,6 +131,8 @@ class Ingenious(Part):
             block[order] = np.arange(len(order)) % -(-len(order) // self.block)
             if s["draws"] == 0 or (self.rescore and s["draws"] % self.rescore == 0):
                 points = layer_embeddings(loop.run, loop.model, loop.data, self.layer, "ingenious")
+                if not points.isfinite().all():
+                    raise Bad("ingenious: the model's embeddings of the rows are not finite: has it diverged?")
                 s["gains"] = gains_within(points, block, self.mode, loop.rng("ingenious", "greedy", scored))
             rng = loop.rng("ingenious", "draw", s["draws"])
             s["subset"] = draw(s["gains"], block, how_many(self.keep, len(order)), self.temperature, rng)

@@ -9,7 +9,7 @@ from trainlore.primitives.budget import row_lengths, take_budget
 from trainlore.primitives.greedy import embeddings, rank_within
 from trainlore.primitives.kmeans import k_means
 from trainlore.primitives.losses import per_row, rowwise
-from trainlore.runs import Run
+from trainlore.runs import Run, readable
 from trainlore.verbs import Curate, Part, method
 
 
@@ -99,21 +99,22 @@ class LearningPercentage(Curate):
     tiny = {"world": "text", "model": "$model", "keep": 0.25, "epochs": 1, "clusters": 4}
 
     def __call__(self, run: Run, data: Data) -> Data:
-        data.need(who="learning_percentage")
+        rows = readable(self.model, data, who="learning_percentage", losses=True)  # long texts are made tokens once
         if self.epochs < 1:
             raise Bad(f"epochs={self.epochs}: give at least 1")
         if not 1 <= self.clusters <= len(data):
             raise Bad(f"clusters={self.clusters}: give 1 to {len(data)}, the number of rows")
         small, how = self.model.copy(), {"batch_size": self.batch_size, "lr": self.lr}
-        before, last = self._perplexity(run, small, data), None
-        first = self._perplexity(run, run.fit(small, data, *self.inner, epochs=1, **how), data)
+        before, last = self._perplexity(run, small, rows), None
+        first = self._perplexity(run, run.fit(small, rows, *self.inner, epochs=1, **how), rows)
         if self.epochs > 1:
-            last = self._perplexity(run, run.fit(small, data, *self.inner, epochs=self.epochs - 1, **how), data)
+            last = self._perplexity(run, run.fit(small, rows, *self.inner, epochs=self.epochs - 1, **how), rows)
         score, cluster = learned(before, first, last), np.zeros(len(data), np.int64)
         if not np.isfinite(score).all():
             raise Bad(f"lr={self.lr}: the small model's training diverged, perplexities are not finite; lower it")
         if self.clusters > 1:
-            points = embeddings(run, data, self.encoder or self.model, "", "learning_percentage")
+            read = (rows, self.model) if self.encoder is None else (data, self.encoder)
+            points = embeddings(run, *read, "", "learning_percentage")
             points = torch.nn.functional.normalize(points, dim=1)
             cluster, _ = k_means(points.numpy(), self.clusters, run.numpy("learning_percentage"))
         rank, size = rank_within(cluster, -score)

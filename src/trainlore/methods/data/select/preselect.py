@@ -16,10 +16,9 @@ def predictive_strength(loss: np.ndarray, ability: np.ndarray) -> np.ndarray:
 
     A pair agrees where the abler model has the lower loss. Equal losses do not agree; models of equal ability are no pair.
     """
-    i, j = np.triu_indices(len(ability), 1)
-    abler = np.sign(np.asarray(ability)[j] - np.asarray(ability)[i])
-    i, j, abler = i[abler != 0], j[abler != 0], abler[abler != 0]
-    return ((loss[:, i] - loss[:, j]) * abler > 0).mean(1)
+    ability = np.asarray(ability)
+    worse, better = np.nonzero(ability[:, None] < ability)
+    return (loss[:, worse] > loss[:, better]).mean(1)
 
 
 def extremes(strength: np.ndarray, share: float | None = None) -> tuple[np.ndarray, np.ndarray]:

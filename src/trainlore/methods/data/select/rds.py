@@ -96,6 +96,7 @@ class RDS(Curate):
     size: int = 64
     """Rows read at once."""
 
+    needs_memory = "rows * 8 * max(1, target * (1 - task))"
     null = {"keep": 1.0}
     tiny = {"world": "text", "target": "$target", "encoder": "$prior", "keep": 0.25}
 

@@ -83,7 +83,6 @@ class VoteK(Curate):
     """Choose rows to annotate that many rows are near to, and that are far from each other.
 
     ## What it does
-
     Every row v votes for its `k` nearest rows N(v) by cosine. Rows are chosen one at a time into L:
 
         score(u) = sum over v not in L with u in N(v) of rho ^ -|L and N(v)|
@@ -94,32 +93,26 @@ class VoteK(Curate):
     surest tenth. The column `vote_k` is the place in the order of choice.
 
     ## Claim
-
     In-context learning with 18 or 100 annotated rows, over 10 datasets: 12.9% and 11.4% better, relatively, than with rows
     annotated at random, level with fine-tuning on 10 to 100 times as many.
 
     ## Cost
-
     One embedding pass, all pairs of rows once in blocks, then for each pick as many steps as its voters have neighbours.
 
     ## Fields worth tuning
-
     `picks`. `k` (150 in the paper, for 3,000 rows): to cover `picks` crowds it should be near rows / picks.
 
     ## Watch out
-
     With `k` near the number of rows everybody votes for everybody, and the choice is of hubs alone.
     With picks * k far above the number of rows all votes are discounted to almost nothing and late choices are by
     the raw count of voters. Outliers are never chosen: a rare class has no crowd.
 
     ## Differs from the paper
-
     Confidence is a column made beforehand, where the paper prompts a language model with the first tenth. The authors'
     code leaves the discounts of the second stage as they were after the first (a number looked up as a string); here
     they go on. Votes below 2**-40 count as none.
 
     ## See also
-
     kmeans_quality, random_rows.
     """
 

@@ -100,62 +100,41 @@ class PowerLaw(Measure):
     level: float = 0.8
     """Level of the interval."""
 
-    tiny = {
-        "world": "digits",
-        "train": "$data",
-        "smallest": 40,
-        "share": 0.4,
-        "epochs": 1.0,
-        "least": 20,
-        "lr": 1e-2,
-        "target": 0.2,
-    }
+    tiny = {"world": "digits", "train": "$data", "smallest": 40, "epochs": 1.0, "least": 20, "lr": 1e-2, "target": 0.2}
 
     def __call__(self, run: Run, model: Model, data: Data) -> Report:
         data.need(who="power_law")
-        if not 0 < self.share <= 1:
-            raise Bad(f"share must be above 0 and at most 1, not {self.share}")
-        if not 0 < self.level < 1:
-            raise Bad(f"level must be between 0 and 1, not {self.level}")
+        if not 0 < self.share <= 1 or not 0 < self.level < 1:
+            raise Bad(f"share={self.share} must be above 0 and at most 1, level={self.level} between 0 and 1")
         largest = int(self.share * len(self.train))
         if self.smallest < 1 or largest < 4 * self.smallest:
-            raise Bad(
-                f"three shards need {4 * self.smallest} rows; {self.share:g} of `train` is {largest}: lower `smallest` or raise `share`"
-            )
+            raise Bad(f"three shards need {4 * self.smallest} rows, `share` gives {largest}: change it or `smallest`")
         sizes, rows = shards(self.smallest, largest), []
-        table = np.empty((self.seeds, len(sizes)))
+        table, how = np.empty((self.seeds, len(sizes))), {"batch_size": self.batch_size, "lr": self.lr}
         for seed in range(self.seeds):
             order = run.numpy("shards", seed).permutation(len(self.train))
             for i, n in enumerate(sizes):
                 steps = max(self.least, round(self.epochs * n / self.batch_size))
-                grown = run.fit(
-                    model.copy(), self.train.take(order[:n]), steps=steps, batch_size=self.batch_size, lr=self.lr
-                )
+                grown = run.fit(model.copy(), self.train.take(order[:n]), steps=steps, **how)
                 values, weights = outcomes(run, grown, data, self.metric)
                 values = 1 - values if self.metric == "accuracy" else values
                 table[seed, i] = np.average(values, weights=weights)
             rows.append(values)
-        errors = table.mean(0)
+        errors, ahead = table.mean(0), self.at or len(self.train)
         inside = power_region(errors, self._guess(data))
         x, y = sizes[inside], np.maximum(errors[inside], 1e-9)
-        law = fit_power(x, y, 1 / y**2)
-        spread = None
+        law, spread = fit_power(x, y, 1 / y**2), None
         if self.seeds > 1:  # one coefficient of variation for all shards: two seeds say little of a single one
             spread = y * np.sqrt((table[:, inside].var(0, ddof=1) / y**2).mean() / self.seeds)
-        draws = draw_power(x, y, run.numpy("interval"), spread, 1 / y**2)
-        ahead = self.at or len(self.train)
+        drawn = power_at(draw_power(x, y, run.numpy("interval"), spread, 1 / y**2), [ahead])[:, 0]
         notes = {
+            **dict(zip(("scale", "exponent", "floor"), law.tolist(), strict=True)),
             "sizes": sizes.tolist(),
             "errors": table.tolist(),
             "fitted": inside.tolist(),
-            "scale": law[0],
-            "exponent": law[1],
-            "floor": law[2],
             "predicted_at": ahead,
             "predicted": float(power_at(law, [ahead])[0]),
-            "interval": np.quantile(
-                power_at(draws, [ahead])[:, 0], [(1 - self.level) / 2, (1 + self.level) / 2]
-            ).tolist(),
+            "interval": np.quantile(drawn, [(1 - self.level) / 2, (1 + self.level) / 2]).tolist(),
         }
         if self.target:
             needed = float(power_size(law, self.target))
