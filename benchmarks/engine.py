@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from trainlore.checkpoints import Checkpoints
 from trainlore.memory import keep_freed
 from trainlore.nouns import Data
 from trainlore.nouns.hugging import preset
 from trainlore.primitives.sampling import Sampler
 from trainlore.registry import load
 from trainlore.runs import Run
-from trainlore.store import Checkpoints
 
 
 def sampler(steps: int = 300, size: int = 32) -> None:

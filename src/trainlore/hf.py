@@ -31,7 +31,7 @@ from trainlore.primitives import losses as L
 from trainlore.readiness import with_made
 from trainlore.runs import Run
 from trainlore.slots import SLOTS, check, fills, fold
-from trainlore.store import load_tree, save_tree
+from trainlore.trees import load_tree, save_tree
 
 HONOURED = ("batch", "forward", "loss", "penalty", "rate", "optimizer", "update", "readout", "stop", "watch")
 REFUSED = {

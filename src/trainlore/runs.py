@@ -22,7 +22,7 @@ from trainlore.nouns import Batch, Data, Model, Report
 from trainlore.nouns.columns import gathered_table
 
 if TYPE_CHECKING:
-    from trainlore.store import Checkpoints
+    from trainlore.checkpoints import Checkpoints
 
 EVERY = 20.0  # seconds between checkpoints
 BLOCK = 1 << 14  # rows that are encoded and sorted by length together, and travel together on a cluster
@@ -237,7 +237,7 @@ class Run:
 
     def checkpoints(self, folder: Path | None, team: Any = None) -> Checkpoints:
         """Where this fit keeps its checkpoints: the folder given, or one of the run's, named by its place in the step."""
-        from trainlore.store import Checkpoints
+        from trainlore.checkpoints import Checkpoints
 
         self._fits += 1
         if folder is None and self.folder is not None and self.label:

@@ -14,7 +14,7 @@ from torch import nn
 
 from trainlore.errors import Bad
 from trainlore.placement import gradients
-from trainlore.store import brought_back, set_aside
+from trainlore.trees import brought_back, set_aside
 
 POLICIES = ("ignore", "stop", "roll_back")
 WINDOW = 100  # steps that say what is usual

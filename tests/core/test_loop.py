@@ -17,7 +17,7 @@ from trainlore.registry import load
 from trainlore.runs import Run
 from trainlore.slots import Clash
 from trainlore.spikes import Diverged
-from trainlore.store import load_tree, save_tree
+from trainlore.trees import load_tree, save_tree
 from trainlore.verbs import Part, method
 from trainlore.worlds import tiny
 

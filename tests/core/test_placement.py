@@ -18,7 +18,7 @@ from trainlore.nouns.hugging import preset
 from trainlore.registry import load
 from trainlore.runs import Run
 from trainlore.spikes import Diverged, Guard
-from trainlore.store import load_tree, save_tree
+from trainlore.trees import load_tree, save_tree
 from trainlore.verbs import Part, method
 from trainlore.worlds import tiny
 

@@ -10,13 +10,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from trainlore import memory
+from trainlore import memory, trees
 from trainlore import store as stores
+from trainlore.checkpoints import Checkpoints
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Report
 from trainlore.nouns.hugging import preset
 from trainlore.runs import Run
-from trainlore.store import Checkpoints, Store, load_tree, save_tree
+from trainlore.store import Store
+from trainlore.trees import load_tree, save_tree
 from trainlore.worlds import tiny
 
 TREE = {
@@ -249,13 +251,13 @@ def test_a_copy_for_a_checkpoint_is_made_where_there_is_room(monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: 100)
     tree = {"big": torch.ones(30, device="meta"), "table": [torch.ones(2)]}
     with pytest.raises(NotImplementedError):  # to memory, which `meta` cannot do
-        stores.set_aside(tree)
+        trees.set_aside(tree)
     monkeypatch.setattr(memory, "available", lambda device: 1000)
-    aside = stores.set_aside(tree)
+    aside = trees.set_aside(tree)
     assert aside["big"].device.type == "meta" and aside["table"][0] is not tree["table"][0]
     aside["table"][0].home = "meta"
-    kept = stores.set_aside(aside)
-    assert kept["table"][0].home == "meta" and stores.brought_back(kept)["table"][0].device.type == "meta"
+    kept = trees.set_aside(aside)
+    assert kept["table"][0].home == "meta" and trees.brought_back(kept)["table"][0].device.type == "meta"
 
 
 @pytest.mark.parametrize("what", ["data", "columns", "model", "report"])

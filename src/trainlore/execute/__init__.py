@@ -25,8 +25,9 @@ from trainlore.execute.step import Scene, take
 from trainlore.given import Noun, given
 from trainlore.recipe import Recipe, Step
 from trainlore.runs import Interrupted, Run
-from trainlore.store import Store, full
+from trainlore.store import Store
 from trainlore.team import started
+from trainlore.trees import full
 
 LETS_GO = 3.0  # seconds in which the processes of a killed run see that they are to end
 

@@ -102,7 +102,7 @@ def load(source: Any, kind: str | None, seed: int, remote_code: bool) -> Model:
     model = Model(net.eval(), kind, tokenizer, about.get("about", {}), tuple(about.get("trail", ())))
     if local and (path / "grids").is_dir():
         from trainlore.primitives.grids import from_state
-        from trainlore.store import load_tree
+        from trainlore.trees import load_tree
 
         model.grids = from_state(load_tree(path / "grids"))
     return model
@@ -215,7 +215,7 @@ def save(model: Model, folder: Path, card: str) -> Path:
             json.dumps({"kind": model.kind, "about": model.about, "trail": list(model.trail)}, indent=1)
         )
         if model.grids:
-            from trainlore.store import save_tree
+            from trainlore.trees import save_tree
 
             save_tree({path: grid.state() for path, grid in model.grids.items()}, part / "grids")
         (part / "README.md").write_text(card or "---\nlibrary_name: transformers\ntags: [trainlore]\n---\n")

@@ -18,9 +18,8 @@ def targets(kind: str, batch: dict) -> Tensor:
 
     Raises Bad where the rows have none."""
     if "labels" not in batch:
-        raise Bad(
-            f"the rows have no labels to learn; a batch of them holds {', '.join(k for k in batch if k != 'row')}"
-        )
+        there = ", ".join(k for k in batch if k != "row")
+        raise Bad(f"the rows have no column 'label' or 'labels'; a batch of them holds {there}")
     labels = batch["labels"]
     return labels[:, 1:] if kind == "causal" else labels
 

@@ -8,7 +8,7 @@ from trainlore.methods.compress.distil.meal_v2 import MEALV2, told_apart
 from trainlore.nouns import Model
 from trainlore.nouns.hugging import preset
 from trainlore.runs import Run
-from trainlore.store import load_tree
+from trainlore.trees import load_tree
 from trainlore.worlds.tiny import HOW, world
 
 
