@@ -298,8 +298,10 @@ def told_of(name: str, case: Case, rows: int, kept: Kept, file: Callable[[str, i
     off = False
     width = {"vectors": WIDE, "features": 64, "told": 32, "asked": 32}.get(case.rows, 0)
     if last["says"] is not None:
-        fields = {} if callable(case.fields) else case.fields
-        says = needs.bytes_of(name, rows, width, fields) or 0
+        if callable(case.fields):  # of data that are not here
+            says = last["says"] * rows / sizes[-1]
+        else:
+            says = needs.bytes_of(name, rows, width, case.fields) or 0
         off = last["own"] > LEAST and not 0.5 <= last["says"] / last["own"] <= 2
         line += f" (it says {says / 2**30:.2f})" + ("   OFF" if off else "")
     line += f"; {last['seconds']:.0f} s and {last['kept']:,} rows kept of {sizes[-1]:,}"
