@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written beside it, told by their hash, the oldest taken away."""
+"""What is kept of a step while it runs: the state of a training, and the answers of a pass over rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trainlore import meter, randomness
 from trainlore.errors import Bad
+from trainlore.meter import Meter
 from trainlore.trees import load_tree, save_tree, set_aside, tensors_of
 
 
@@ -129,6 +131,57 @@ class Checkpoints:
         if self.writing is not None:
             writing, self.writing = self.writing, None
             writing.result()
+
+
+class Answers:
+    """What a pass over rows has found so far, batch by batch, so that one that is killed goes on where it was.
+
+    Nothing is written of a pass that takes less than `every` seconds, nor without a folder. What is known of an earlier
+    process is in `known`, by the place of a block's first row and the number of the batch in it."""
+
+    def __init__(self, folder: Path | None, every: float, bill: Meter) -> None:
+        self.folder, self.every, self.bill, self.saved = folder, every, bill, time.monotonic()
+        self.new: list[tuple[int, int, list[Any]]] = []
+        self.known: dict[tuple[int, int], list[Any]] = {}
+        self.files, self.at = 0, {}  # type: ignore[var-annotated]
+        for path in [] if folder is None else sorted(folder.glob("answers-*")):
+            try:
+                tree = load_tree(path)
+            except (OSError, ValueError, KeyError):  # cut off or changed: those batches are made again
+                break
+            self.known |= {(first, at): values for first, at, values in tree["answers"]}
+            self.files += 1
+            self.at = tree["at"]
+        if self.files:
+            meter.pay(Meter.of(self.at["paid"]))
+            bill.add(Meter.of(self.at["paid"]))
+
+    def now(self) -> dict[str, Any]:
+        """What was paid so far, and where the global streams of random numbers are: some passes keep dropout on."""
+        return {"paid": self.bill.state(), "random": randomness.global_states()}
+
+    def go_on(self) -> None:
+        """The answers that are known were taken: what comes next draws what it would have drawn after them."""
+        randomness.put_global_states(self.at["random"])
+
+    def add(self, first: int, number: int, values: list[Any], at: dict[str, Any]) -> None:
+        """Keep what batch `number` of the block that begins at row `first` gave; `at`: how it stood `now`, after it."""
+        if self.folder is not None:
+            self.new.append((first, number, values))
+            self.at = at
+            if time.monotonic() - self.saved > self.every:
+                self.save()
+
+    def save(self) -> None:
+        """Write what is not written yet."""
+        if self.folder is not None and self.new:
+            save_tree({"answers": self.new, "at": self.at}, self.folder / f"answers-{self.files:06d}")
+            self.files, self.new, self.saved = self.files + 1, [], time.monotonic()
+
+    def close(self) -> None:
+        """The pass is over; if it was long, whatever else the step does is not to cost it again."""
+        if self.files:
+            self.save()
 
 
 def _is_good(path: Path) -> bool:

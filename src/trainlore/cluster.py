@@ -102,8 +102,7 @@ def _packed(rows: Data, first: int) -> pa.Table:
 def _paid(said: tuple[Any, dict[str, Any]]) -> Any:
     """What was found, once its bill is on the meters of this process."""
     found, bill = said
-    for mine in {id(m): m for m in meter._RUNNING}.values():
-        mine.add(meter.Meter.of(bill))
+    meter.pay(meter.Meter.of(bill))
     if isinstance(found, Bad):
         raise found
     return found

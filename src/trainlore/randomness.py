@@ -32,3 +32,16 @@ def global_streams(seed: int, *key: Any) -> Iterator[None]:
             yield
         finally:
             np.random.set_state(state)
+
+
+def global_states() -> dict[str, Any]:
+    """Where torch's global streams are, on the CPU and on every CUDA device that is in use."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def put_global_states(states: dict[str, Any]) -> None:
+    """Put torch's global streams where `global_states` found them."""
+    torch.set_rng_state(states["cpu"])
+    for device, state in enumerate(states["cuda"]):
+        torch.cuda.set_rng_state(state, device)

@@ -22,7 +22,7 @@ from trainlore.nouns import Batch, Data, Model, Report
 from trainlore.nouns.columns import gathered_table
 
 if TYPE_CHECKING:
-    from trainlore.checkpoints import Checkpoints
+    from trainlore.checkpoints import Answers, Checkpoints
 
 EVERY = 20.0  # seconds between checkpoints
 BLOCK = 1 << 14  # rows that are encoded and sorted by length together, and travel together on a cluster
@@ -50,6 +50,8 @@ class Run:
     trackers: list[Any] = field(default_factory=list)  # who else is told the numbers of trainings; see reporting
     on: str = "local"  # where passes over more than a block of rows run: here, or on a "ray" cluster
     _fits: int = 0
+    _passes: int = 0  # over rows, of this step
+    _training: int = 0  # trainings that run now, one inside another
 
     # ---- randomness, by name
 
@@ -83,7 +85,7 @@ class Run:
     def _pass(self, model: Model, data: Data, read: Any, size: int, truncate: bool) -> list[Tensor]:
         """All that `read(model, batch)` gives, over all rows: each (N,...) on the CPU."""
         found, gpu = [], model.device.type == "cuda"
-        with self.meter.running(), self.bar(len(data), "infer") as bar:
+        with self.meter.running(), self.bar(len(data), "infer") as bar, self._answers(data) as kept:
 
             def told(rows: int) -> None:
                 bar(rows)
@@ -91,12 +93,35 @@ class Run:
                     raise Interrupted
 
             here = None if self.away(data) else told
-            how = {"model": model, "read": read, "size": size, "truncate": truncate, "told": here}
+            how = {"model": model, "read": read, "size": size, "truncate": truncate, "told": here, "kept": kept}
             for values in self.blocks(data, partial(_passed, **how), gpu=gpu):
                 found.append(values)
                 if here is None:
                     told(len(values[0]))
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    @contextmanager
+    def _answers(self, data: Data) -> Iterator[Answers | None]:
+        """What keeps the answers of a pass as it goes, where the step is one of a run in a folder.
+
+        Passes in a training are not kept: it goes on from its own checkpoint, and would make others after it."""
+        if self.folder is None or not self.label or self._training or self.away(data):
+            yield None
+            return
+        from trainlore.checkpoints import Answers
+        from trainlore.team import Team
+
+        self._passes += 1
+        folder = self.folder / "checkpoints" / f"{self.label}-pass-{self._passes:03d}"
+        bill = Meter()
+        kept = Answers(folder if Team().size == 1 else None, EVERY, bill)
+        with bill.running():
+            try:
+                yield kept
+            except Interrupted:
+                kept.save()
+                raise
+        kept.close()
 
     def blocks(
         self, data: Data, what: Callable[[Data, int], Any], columns: Sequence[str] | None = None, gpu: bool = False
@@ -174,7 +199,11 @@ class Run:
         """Train the model in place; see `trainlore.loop.fit` for budgets and options."""
         from trainlore.loop import fit
 
-        return fit(self, model, data, *parts, **how)
+        self._training += 1
+        try:
+            return fit(self, model, data, *parts, **how)
+        finally:
+            self._training -= 1
 
     def step(self, method: Any, *nouns: Any) -> Any:
         """Run a method as a step: its nouns checked, its trail written, its bill on the meter, its form gated."""
@@ -278,6 +307,7 @@ def _passed(
     size: int,
     truncate: bool,
     told: Callable[[int], None] | None,
+    kept: Answers | None = None,
 ) -> list[Tensor]:
     """All that `read` gives, over a block of rows: each (R,...) on the CPU, in the order of the rows.
 
@@ -291,21 +321,37 @@ def _passed(
     cuts = passes(data, size, TOKENS if device.type == "cpu" else None)
     hidden = {"attention_mask"} if _unmasked(model, rows) else set()
     found: list[list[Tensor]] = []
+    while kept is not None and (first, len(found)) in kept.known:  # by a process that was killed
+        found.append(kept.known.pop((first, len(found))))
+        if told is not None:
+            told(len(cuts[len(found) - 1]))
+
+    if kept is not None and found:
+        kept.go_on()
+
+    def fetched(values: list[Tensor], at: Any) -> None:
+        found.append([v.cpu() for v in values])
+        if kept is not None:
+            kept.add(first, len(found) - 1, found[-1], at)
+
+    begin = len(found)
     waiting: list[Tensor] = []
     away = device.type == "cuda"
     model.net.eval()
     try:
         with Ahead(lambda t, n: data.batch(cuts[t], model) if t < len(cuts) else {}, int(away), away) as ahead:
-            for t in range(len(cuts)):
+            for t in range(begin, len(cuts)):
                 batch = to(ahead(t, 0), device)
                 batch["row"] = batch["row"] + first
+                before = kept and kept.now()
                 values = [v.detach() for v in read(model, batch, {k: v for k, v in batch.items() if k not in hidden})]
-                if t:
-                    found.append([v.cpu() for v in waiting])
+                if t > begin:
+                    fetched(waiting, before)
                 waiting = values
                 if told is not None:
                     told(len(batch["row"]))
-        found.append([v.cpu() for v in waiting])
+        if begin < len(cuts):
+            fetched(waiting, kept and kept.now())
     finally:
         model.net.train(was)
     back = torch.from_numpy(np.argsort(np.concatenate(cuts), kind="stable"))

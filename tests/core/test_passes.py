@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+from trainlore import runs
 from trainlore.errors import Bad
 from trainlore.nouns import Data, Model
 from trainlore.nouns.hugging import preset
 from trainlore.primitives.losses import per_row, rowwise
-from trainlore.runs import Run, _unmasked, passes, readable
+from trainlore.runs import Interrupted, Run, _unmasked, passes, readable
+from trainlore.verbs import Part
 from trainlore.worlds.tiny import world
 
 
@@ -123,3 +127,92 @@ def test_rows_that_a_model_cannot_read_say_which_column_it_lacks_and_the_way_out
         readable(preset("mlp"), strange, who="target", losses=True)
     with pytest.raises(KeyError, match="nowhere"):  # what is wrong with the function is nobody's column
         run.infer(model, untold, lambda batch, out: batch["nowhere"])
+
+
+def test_a_pass_that_was_killed_goes_on_with_the_batch_it_was_at(tmp_path, monkeypatch):
+    """Answers and bill are those of a pass that nobody stopped, and no more than what was not written is made again."""
+    monkeypatch.setattr(runs, "EVERY", 0.0)
+    model, data, made = preset("mlp", seed=0), Data.of("world:digits/train").take(range(300)), []
+
+    def largest(batch, out):
+        if len(made) == stop:
+            raise MemoryError
+        made.append(len(batch["row"]))
+        return out.amax(1)
+
+    def asked(folder=None, what=largest):
+        run = Run(0, folder, label="01-scores")
+        made.clear()
+        return run.infer(model, data, partial(what, run) if what is not largest else what, size=32), run.meter
+
+    stop = None
+    whole, bill = asked()
+    assert len(made) == 10
+    stop = 6
+    with pytest.raises(MemoryError):
+        asked(tmp_path)
+    (place,) = (tmp_path / "checkpoints").iterdir()
+    files = sorted(place.iterdir())
+    assert place.name == "01-scores-pass-001" and len(files) == 5  # the answer of the last whole batch was on its way
+    stop = None
+    values, paid = asked(tmp_path)
+    assert torch.equal(values, whole) and (paid.work, paid.rows) == (bill.work, bill.rows) and len(made) == 5
+    values, paid = asked(tmp_path)  # the step goes on after the pass: that is over
+    assert torch.equal(values, whole) and paid.work == bill.work and not made
+    for file in files[2].iterdir():
+        file.write_bytes(file.read_bytes()[:-3])
+    values, _ = asked(tmp_path)  # what follows a damaged file is made again
+    assert torch.equal(values, whole) and len(made) == 8
+    monkeypatch.setattr(runs, "EVERY", 60.0)
+
+    def pressed(run, batch, out):
+        run.interrupted = len(made) == 4
+        return largest(batch, out)
+
+    with pytest.raises(Interrupted):
+        asked(tmp_path / "stopped", pressed)
+    assert len(list((tmp_path / "stopped").rglob("answers-*"))) == 1
+    assert torch.equal(asked(tmp_path / "stopped")[0], whole) and len(made) == 6
+
+
+def test_a_pass_with_dropout_goes_on_in_the_same_stream(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "EVERY", 0.0)
+    data, model, made = Data.of("world:digits/train").take(range(200)), preset("mlp", seed=0), []
+
+    def noisy(stop, batch, out):
+        if len(made) == stop:
+            raise MemoryError
+        made.append(1)
+        return torch.nn.functional.dropout(out, 0.5).sum(1)
+
+    def asked(folder, stop=None):
+        run = Run(0, folder, label="01-scores")
+        with run.global_rng("noise"):
+            return run.infer(model, data, partial(noisy, stop), size=32), torch.rand(1)
+
+    whole = asked(None)
+    made.clear()
+    with pytest.raises(MemoryError):
+        asked(tmp_path, 4)
+    for _ in range(2):  # the rest of the pass, and after its end
+        again = asked(tmp_path)
+        assert torch.equal(again[0], whole[0]) and torch.equal(again[1], whole[1])
+
+
+def test_passes_of_a_training_and_short_ones_leave_nothing(tmp_path, monkeypatch):
+    model, data = preset("mlp", seed=0), Data.of("world:digits/train").take(range(100))
+    run = Run(0, tmp_path, label="01-scores")
+    run.infer(model, data, lambda batch, out: out.amax(1))
+    assert not list(tmp_path.rglob("answers-*"))
+    monkeypatch.setattr(runs, "EVERY", 0.0)
+
+    class Looks(Part):
+        def start(self, loop):
+            loop.run.infer(loop.model, loop.data, lambda batch, out: out.amax(1))
+            return {}
+
+        def watch(self, loop, s, record):
+            """Looks at the start, and watches."""
+
+    run.fit(model, data, Looks(), steps=2)
+    assert not list(tmp_path.rglob("answers-*"))

@@ -45,7 +45,8 @@ class Scene:
 def take(scene: Scene, number: int, step: Step) -> Noun:
     """Run the step or find it in the store; what it gives."""
     run, store = scene.run, scene.store
-    run.label, run._fits, run.effects, run.parity = f"{number:02d}-{step.gives}", 0, [], []
+    run.label, run._fits, run._passes = f"{number:02d}-{step.gives}", 0, 0
+    run.effects, run.parity = [], []
     step = _rest(scene, step)
     key = _key(scene, step)
     if store is not None and step.name != "save" and Team().told(store.has(key)):
